@@ -1,0 +1,308 @@
+"""Clustering: every step against slow, literal code written with Python sets and loops."""
+import math
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from hypothesis import given, settings, strategies as st
+from sklearn.cluster import DBSCAN
+
+from upl_reid.cluster import (camera_center, camera_dbscan, cluster_camids, cluster_centroids, dbscan, group_images, jaccard_distance,
+                              merge_across_cameras, nearest_images, relabel_consecutive, unit_rows)
+from upl_reid.core import ConfigError, DataError
+
+
+def clumps(seed, n=60, d=5, people=9, spread=.35):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(people, d))[np.arange(n) % people] + spread*rng.normal(size=(n, d))
+
+
+def dense(distance):
+    out = np.ones(distance.shape)
+    c = distance.tocoo()
+    out[c.row, c.col] = c.data
+    return out
+
+
+def slow_jaccard(features, k1, k2):
+    n = len(features)
+    unit = [[a/math.sqrt(sum(v*v for v in f)) for a in f] if any(f) else f for f in features]
+    d = [[sum((a - b)**2 for a, b in zip(unit[i], unit[j])) for j in range(n)] for i in range(n)]
+    near = [[i] + sorted((j for j in range(n) if j != i), key=lambda j: (d[i][j], j)) for i in range(n)]
+    k1, k2 = min(k1, n - 1), min(k2, n)
+
+    def mutual(i, k): return {j for j in near[i][:k + 1] if i in near[j][:k + 1]}
+
+    v = []
+    for i in range(n):
+        own = mutual(i, k1)
+        grown = set(own)
+        for j in own:
+            half = mutual(j, round(k1/2))
+            if 3*len(half & own) > 2*len(half): grown |= half
+        total = sum(math.exp(-d[i][j]) for j in grown)
+        v.append([math.exp(-d[i][j])/total if j in grown else 0. for j in range(n)])
+    v = [[sum(v[j][k] for j in near[i][:k2])/k2 for k in range(n)] for i in range(n)]
+    out = np.empty((n, n))
+    for i in range(n):
+        for j in range(n):
+            low = sum(min(a, b) for a, b in zip(v[i], v[j]))
+            out[i, j] = 1 - low/(2 - low)
+    return out
+
+
+@pytest.mark.parametrize("k1, k2", [(20, 6), (6, 2), (7, 1), (1, 1), (5, 9), (4, 3)])
+def test_jaccard_equals_sets_and_loops(k1, k2):
+    for seed in range(3):
+        x = clumps(seed)
+        np.testing.assert_allclose(dense(jaccard_distance(x, k1, k2)), slow_jaccard(x.tolist(), k1, k2), atol=1e-12)
+
+
+def test_jaccard_k_beyond_n_is_clipped():
+    x = clumps(1, n=7)
+    np.testing.assert_allclose(dense(jaccard_distance(x, 50, 30)), slow_jaccard(x.tolist(), 50, 30), atol=1e-12)
+    assert (jaccard_distance(x, 50, 30) != jaccard_distance(x, 6, 7)).nnz == 0
+
+
+def test_jaccard_with_copies_and_zero_rows():
+    axes = np.concatenate([np.eye(4)]*3 + [np.zeros((2, 4))])       # exact ties everywhere
+    for k1, k2 in [(3, 1), (2, 2), (6, 3), (1, 2)]:
+        np.testing.assert_allclose(dense(jaccard_distance(axes, k1, k2)), slow_jaccard(axes.tolist(), k1, k2), atol=1e-12)
+
+
+def test_copies_are_stored_zeros_and_cluster():
+    d = jaccard_distance(np.ones((5, 3)), k1=4, k2=2)
+    assert d.nnz == 25 and not d.data.any()
+    assert dbscan(d, .1, 5).tolist() == [0]*5
+
+
+def test_one_image():
+    d = jaccard_distance(np.ones((1, 3)))
+    assert d.shape == (1, 1) and d.nnz == 1 and d.data[0] == 0
+    assert dbscan(d, .5, 2).tolist() == [-1] and dbscan(d, .5, 1).tolist() == [0]
+
+
+def test_max_distance_drops_exactly_the_far_pairs():
+    x = clumps(5)
+    whole, part = jaccard_distance(x, 10, 3), jaccard_distance(x, 10, 3, max_distance=.55)
+    expected = dense(whole)
+    expected[expected >= .55] = 1
+    assert (dense(part) == expected).all() and 0 < part.nnz < whole.nnz and part.data.max() < .55
+    edge = np.sort(whole.data[whole.data > 0])[20]
+    assert jaccard_distance(x, 10, 3, max_distance=edge).data.max() < edge               # a pair exactly there is left out
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 40), st.integers(1, 12), st.integers(1, 8))
+def test_jaccard_is_a_symmetric_dissimilarity(seed, n, k1, k2):
+    d = jaccard_distance(clumps(seed, n), k1, k2)
+    a = dense(d)
+    assert sp.issparse(d) and d.format == "csr" and (a == a.T).all() and not a.diagonal().any() and a.min() >= 0 and a.max() <= 1
+    scaled = dense(jaccard_distance(clumps(seed, n)*4, k1, k2))            # only directions count
+    assert np.allclose(a, scaled)
+
+
+def test_jaccard_follows_a_permutation():
+    x, order = clumps(8), np.random.default_rng(0).permutation(60)
+    assert np.allclose(dense(jaccard_distance(x[order], 8, 3)), dense(jaccard_distance(x, 8, 3))[np.ix_(order, order)])
+
+
+def test_jaccard_kinds_agree():
+    x = clumps(3).astype(np.float32)
+    t = torch.tensor(x, requires_grad=True)
+    a = jaccard_distance(x, 8, 3)
+    assert (a != jaccard_distance(t, 8, 3)).nnz == 0
+    assert np.allclose(dense(a), dense(jaccard_distance(x.astype(np.float64), 8, 3)), atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [1, 7, 1024])
+def test_nearest_ties_take_the_lower_index(block):
+    x = unit_rows(np.repeat(np.eye(3), [4, 3, 2], axis=0))
+    d = ((x[:, None] - x)**2).sum(2).tolist()
+    for k in (1, 2, 5, 9):
+        expected = [[i] + sorted((j for j in range(9) if j != i), key=lambda j: (d[i][j], j)) for i in range(9)]
+        assert nearest_images(x, k, block).tolist() == [row[:k] for row in expected]
+
+
+def test_bad_input_is_named():
+    x = clumps(0, 10)
+    broken = x.copy()
+    broken[3, 1] = np.nan
+    for call in (jaccard_distance, lambda f: camera_dbscan(f, np.zeros(10)), lambda f: camera_center(f, np.zeros(10)),
+                 lambda f: merge_across_cameras(f, np.arange(10), .5), lambda f: cluster_centroids(f, np.zeros(10, int))):
+        with pytest.raises(DataError, match="row 3"): call(broken)
+    for bad in (np.zeros((0, 4)), np.zeros(4)):
+        with pytest.raises(DataError, match="shape"): jaccard_distance(bad)
+    for bad in (dict(k1=0), dict(k2=0), dict(max_distance=0.), dict(max_distance=1.5), dict(max_distance=math.nan)):
+        with pytest.raises(ConfigError): jaccard_distance(x, **bad)
+    for call in (camera_center, camera_dbscan, lambda f, c: merge_across_cameras(f, c, .5)):
+        with pytest.raises(DataError, match="camera"): call(x, np.zeros(9))
+
+
+def slow_dbscan(d, eps, min_samples):
+    n, labels, cluster = len(d), [None]*len(d), -1
+    around = [[j for j in range(n) if j == i or d[i][j] <= eps] for i in range(n)]
+    for i in range(n):
+        if labels[i] is not None or len(around[i]) < min_samples: continue
+        cluster += 1
+        labels[i], queue = cluster, list(around[i])
+        while queue:
+            j = queue.pop(0)
+            if labels[j] is not None: continue
+            labels[j] = cluster
+            if len(around[j]) >= min_samples: queue += around[j]
+    return [-1 if label is None else label for label in labels]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 30), st.sampled_from([0., .1, .3, .6]), st.integers(1, 5))
+def test_dbscan_equals_the_textbook_and_scikit_learn(seed, n, eps, min_samples):
+    rng = np.random.default_rng(seed)
+    d = np.round(rng.random((n, n)), 1)                                   # a coarse grid: many distances are exactly eps
+    d = np.minimum(d, d.T)*2
+    d[d > 1] = 1
+    np.fill_diagonal(d, 0)
+    expected = slow_dbscan(d.tolist(), eps, min_samples)
+    i, j = np.nonzero(d < 1)
+    sparse = sp.csr_array((d[i, j], (i, j)), shape=(n, n))
+    assert dbscan(d, eps, min_samples).tolist() == expected
+    assert dbscan(sparse, eps, min_samples).tolist() == expected
+    if eps > 0: assert DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit_predict(d).tolist() == expected
+
+
+def test_dbscan_counts_the_image_without_a_stored_diagonal():
+    pair = sp.csr_array(([.2, .2], ([0, 1], [1, 0])), shape=(3, 3))
+    assert dbscan(pair, .5, 2).tolist() == [0, 0, -1]
+
+
+def test_dbscan_kinds_and_faults():
+    d = np.array([[0, .1, 1], [.1, 0, 1], [1, 1, 0]])
+    labels = dbscan(torch.tensor(d), .5, 2)
+    assert isinstance(labels, torch.Tensor) and labels.dtype == torch.int64 and labels.tolist() == [0, 0, -1]
+    assert dbscan(d, .5, 2).dtype == np.int64
+    assert dbscan(d, 1., 3).tolist() == [0, 0, 0]                         # dense distances may reach 1 and more
+    for eps in (1., -.1, math.nan):
+        with pytest.raises(ConfigError, match="eps"): dbscan(sp.csr_array(d), eps, 2)
+    with pytest.raises(ConfigError, match="min_samples"): dbscan(d, .5, 0)
+    with pytest.raises(DataError, match="square"): dbscan(d[:2], .5, 2)
+    d[0, 1] = np.nan
+    for bad in (d, sp.csr_array(d)):
+        with pytest.raises(DataError, match="NaN"): dbscan(bad, .5, 2)
+
+
+def test_camera_center_equals_a_loop():
+    x, cams = clumps(2, 20), np.random.default_rng(1).integers(0, 3, 20)
+    expected = []
+    for i in range(20):
+        own = [x[j] for j in range(20) if cams[j] == cams[i]]
+        row = [x[i][k] - sum(o[k] for o in own)/len(own) for k in range(x.shape[1])]
+        expected.append([v/math.sqrt(sum(r*r for r in row)) for v in row])
+    before = x.copy()
+    np.testing.assert_allclose(camera_center(x, cams), expected, atol=1e-12)
+    assert (x == before).all()
+    got = camera_center(torch.tensor(x, dtype=torch.float32), torch.tensor(cams))
+    assert got.dtype == torch.float32 and np.allclose(got.numpy(), expected, atol=1e-5)
+
+
+def test_camera_center_leaves_no_direction_of_rounding():
+    rows = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)               # every camera: seven copies of one image
+    assert not camera_center(np.repeat(rows, 7, axis=0), np.repeat(np.arange(30), 7)).any()
+
+
+def test_camera_dbscan_is_dbscan_of_each_camera():
+    x, cams = clumps(4, 90, spread=.2), np.random.default_rng(2).integers(3, 6, 90)
+    expected, offset = np.full(90, -1), 0
+    for cam in (3, 4, 5):
+        own = [i for i in range(90) if cams[i] == cam]
+        found = np.array(slow_dbscan(slow_jaccard(x[own].tolist(), 4, 2), .6, 2))
+        for i, label in zip(own, found):
+            if label >= 0: expected[i] = label + offset
+        offset += found.max() + 1
+    labels = camera_dbscan(x, cams, k1=4, k2=2, eps=.6, min_samples=2)
+    assert labels.dtype == np.int64 and labels.tolist() == expected.tolist() and set(labels) - {-1} == set(range(offset))
+    assert torch.equal(camera_dbscan(torch.tensor(x), torch.tensor(cams), 4), torch.tensor(labels))
+    assert (cluster_camids(labels, cams) == [cams[list(labels).index(k)] for k in range(offset)]).all()
+
+
+def test_one_camera_and_all_noise():
+    x = clumps(6, 40)
+    assert camera_dbscan(x, np.zeros(40), k1=6, k2=2).tolist() == dbscan(jaccard_distance(x, 6, 2), .6, 2).tolist()
+    each = camera_dbscan(x, np.arange(40))                                # a camera per image: nothing to cluster
+    assert (each == -1).all()
+    centroids = cluster_centroids(x, each)
+    groups = merge_across_cameras(centroids, cluster_camids(each, np.arange(40)), .5)
+    assert centroids.shape == (0, 5) and len(groups) == 0 and (group_images(each, groups) == -1).all()
+
+
+def test_centroids_equal_a_loop():
+    x, labels = clumps(7, 12), np.array([2, 0, 1, -1, 0, 2, 2, 1, -1, 0, 0, 1])
+    expected = []
+    for k in range(3):
+        mean = np.mean([x[i]/np.linalg.norm(x[i]) for i in range(12) if labels[i] == k], axis=0)
+        expected.append(mean/np.linalg.norm(mean))
+    np.testing.assert_allclose(cluster_centroids(x, labels), expected, atol=1e-12)
+    got = cluster_centroids(torch.tensor(x).float(), torch.tensor(labels))
+    assert got.dtype == torch.float32 and np.allclose(got, expected, atol=1e-6)
+    with pytest.raises(DataError, match="label 1"): cluster_centroids(x, np.where(labels == 1, 0, labels))
+    with pytest.raises(DataError, match="one label per image"): cluster_centroids(x, labels[:5])
+
+
+def slow_merge(x, cams, threshold):
+    x = [f/np.linalg.norm(f) for f in x]
+    groups = [[i] for i in range(len(x))]
+    while True:
+        options = []
+        for a in range(len(groups)):
+            for b in range(a + 1, len(groups)):
+                if {cams[i] for i in groups[a]} & {cams[i] for i in groups[b]}: continue
+                options.append((np.mean([1 - x[i] @ x[j] for i in groups[a] for j in groups[b]]), a, b))
+        if not options or min(options)[0] > threshold: break
+        _, a, b = min(options)
+        groups[a] += groups.pop(b)
+        groups.sort(key=min)
+    out = np.empty(len(x), int)
+    for k, members in enumerate(groups): out[members] = k
+    return out.tolist()
+
+
+@pytest.mark.parametrize("threshold", [0., .1, .3, .6, 1.2, 2.])
+def test_merging_equals_averages_from_scratch(threshold):
+    for seed in range(4):
+        x, cams = clumps(seed, 36), np.random.default_rng(seed + 50).integers(0, 4, 36)
+        assert merge_across_cameras(x, cams, threshold).tolist() == slow_merge(x, cams, threshold)
+
+
+def test_merging_ties_take_the_lowest_pair():
+    same = np.eye(2)[[0, 0, 0, 1, 1]]                                     # exact distances 0 and 1
+    cams = np.array([0, 1, 1, 0, 1])
+    assert merge_across_cameras(same, cams, .5).tolist() == slow_merge(same, cams, .5) == [0, 0, 1, 2, 2]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 6), st.floats(0, 2))
+def test_groups_never_hold_a_camera_twice(seed, m, cameras, threshold):
+    cams = np.random.default_rng(seed).integers(0, cameras, m)
+    groups = merge_across_cameras(clumps(seed, m), cams, threshold)
+    pairs = list(zip(groups.tolist(), cams.tolist()))
+    assert len(set(pairs)) == m
+    assert list(dict.fromkeys(groups.tolist())) == list(range(groups.max() + 1))         # numbered by first appearance
+
+
+def test_merging_kinds_and_faults():
+    x, cams = clumps(9, 12), np.arange(12) % 3
+    got = merge_across_cameras(torch.tensor(x), torch.tensor(cams), .5)
+    assert got.dtype == torch.int64 and got.tolist() == merge_across_cameras(x, cams, .5).tolist()
+    assert merge_across_cameras(x[:1], cams[:1], 2.).tolist() == [0]
+    assert merge_across_cameras(x, np.zeros(12), 2.).tolist() == list(range(12))
+    for bad in (-.1, math.inf, math.nan):
+        with pytest.raises(ConfigError, match="threshold"): merge_across_cameras(x, cams, bad)
+
+
+def test_labels_and_groups_compose():
+    labels = np.array([5, -1, 5, 2, -7, 9, 2])
+    once = relabel_consecutive(torch.tensor(labels))
+    assert once.tolist() == [0, -1, 0, 1, -1, 2, 1] and torch.equal(relabel_consecutive(once), once)
+    assert group_images(once, torch.tensor([1, 0, 1])).tolist() == [1, -1, 1, 0, -1, 1, 0]
+    with pytest.raises(DataError, match="label 2"): group_images(once, torch.tensor([0, 1]))
+    with pytest.raises(DataError, match="two cameras"): cluster_camids(np.array([0, 0, 1]), np.array([1, 2, 2]))
