@@ -104,9 +104,10 @@ def test_msmt17(tmp_path, version, archive):
     root = tmp_path/"data"
     made, (train, test) = make_msmt(root/archive, version)
     loaded = load_domain("msmt17", root)
-    check(loaded.train, root/archive/train, sorted(made["train"] + made["val"]))
-    check(loaded.query, root/archive/test, sorted(made["query"]))
-    check(loaded.gallery, root/archive/test, sorted(made["gallery"]))
+    from_one = lambda rows: sorted((path, pid + 1, cam) for path, pid, cam in rows)     # listed from 0, which would mean distractor
+    check(loaded.train, root/archive/train, from_one(made["train"] + made["val"]))
+    check(loaded.query, root/archive/test, from_one(made["query"]))
+    check(loaded.gallery, root/archive/test, from_one(made["gallery"]))
 
 
 def test_msmt17_versions_side_by_side(tmp_path):
@@ -490,6 +491,7 @@ def test_statistics_of_archives_on_disk(tmp_path):
     msmt = {"train": MSMT_ROWS["train"] + MSMT_ROWS["val"], "query": MSMT_ROWS["query"], "gallery": MSMT_ROWS["gallery"]}
     table = domain_statistics(load_domain("market1501", tmp_path/"a"), load_domain("dukemtmc", tmp_path/"b"), load_domain("msmt17", tmp_path/"c"))
     assert table.domain.tolist() == ["market1501", "dukemtmc", "msmt17"]
+    msmt = {part: [(pid + 1, cam) for pid, cam in rows] for part, rows in msmt.items()}
     for i, rows in enumerate((MARKET_ROWS, DUKE_ROWS, msmt)): assert table.loc[i].drop("domain").to_dict() == naive(rows)
     assert table["distractors"].tolist() == [2, 1, 1] and table["junk"].tolist() == [2, 0, 0] and table["ids"].tolist() == [5, 4, 4]
 

@@ -193,11 +193,11 @@ def _rows_of_lists(
     for source in (home/name for name in part.lists):
         for number, line in enumerate(source.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
             if not line.strip(): continue
-            fit = re.fullmatch(r"(\S.*?)\s+(-1|\d{1,9})", line.strip())
+            fit = re.fullmatch(r"(\S.*?)\s+(\d{1,9})", line.strip())
             if fit is None: raise DataError(f'{source}, line {number}: {line!r} is not "image pid"; {layout.remedy}')
             path = home/part.folder/fit[1]
             if not path.is_file(): raise DataError(f"{source}, line {number} names {path}, which does not exist; {layout.remedy}")
-            rows.append((path, int(fit[2]), int(_parse(path, layout)["cam"]) - 1))
+            rows.append((path, int(fit[2]) + 1, int(_parse(path, layout)["cam"]) - 1))     # lists count people from 0, which means distractor elsewhere
     return rows
 
 # %% ../nbs/10_data.ipynb #8c73e3d9

@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['PRESETS', 'Preset', 'load_methods', 'RunConfig', 'store_root', 'open_domain', 'environment', 'cpu_name', 'Run',
            'read_rows', 'read_tensors', 'write_tensors', 'saver', 'resume_point', 'measure', 'label_scores',
-           'make_method', 'peak_memory', 'get_run', 'get_runs', 'epochs_bar', 'show_epochs', 'worker']
+           'make_method', 'peak_memory', 'get_run', 'get_runs', 'worker', 'start_worker', 'delegate', 'run_in_workers',
+           'show_epochs']
 
 # %% ../nbs/91_runs.ipynb #fef6acac
 import hashlib, importlib, json, os, pkgutil, platform, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -43,13 +45,14 @@ class Preset:
     adapt: Budget       # stage 2, for every method alike
     momentum: float     # of the slow copy; slower where there are more steps
     threads: int | None # CPU threads of a run (None: all); one thread makes results independent of the machine's cores
+    workers: bool = False # whether a table's runs go to one process a core: pays if a run takes longer than importing torch
     held: float = 0.2   # share of source identities held out as the meta-set
 
 PRESETS = {
     "tiny": Preset((48, 24), "micro", 64, "none", dict(plaza=(16, 8, 3), campus=(16, 8, 4)),
                    Budget(6, identities=8, lr=2e-3, early=1.), Budget(2, identities=8, lr=1e-3, early=1., every=1, warmup=0), .9, 1),
     "demo": Preset((64, 32), "demo", 128, "none", dict(plaza=(150, 100, 6), campus=(150, 100, 8)),
-                   Budget(24, lr=2e-3, early=1.), Budget(20, lr=1e-3, early=1.), .99, 1),
+                   Budget(24, lr=2e-3, early=1.), Budget(20, lr=1e-3, early=1.), .99, 1, workers=True),
     "gpu": Preset((256, 128), "deit_small", 384, "none", dict(plaza=(751, 750, 6), campus=(702, 702, 8)),
                   Budget(60, lr=7e-4, early=1., warmup=3), Budget(40, early=1.), .999, None),
     "paper": Preset((256, 128), "deit_small", 768, "imagenet", {},
@@ -329,7 +332,7 @@ def get_runs(
     device: str = "auto", # where to train
     roots: dict | None = None, # domain -> folder, for real data
     store: Path | str | None = None, # None: `store_root()`
-    jobs: int | None = None, # worker processes; None: one a core on a CPU, else none
+    jobs: int | None = None, # worker processes; None: one a core on a CPU if the preset's runs are worth it, else none
     progress: bool = True, # draw bars
 ) -> list: # of Run, in the order of `configs`
     "All runs of a table. A method defined in the calling notebook is run in its process, since no other process knows it. Raises `RunError` if a worker fails."
@@ -337,55 +340,91 @@ def get_runs(
     configs = list(configs)
     first = [RunConfig(c.preset, c.source, seed=c.seed) for c in configs]
     missing = lambda c: not (store/c.id/"metrics.json").exists()
-    jobs = (os.cpu_count() or 1 if kind == "cpu" else 1) if jobs is None else jobs
+    if jobs is None: jobs = os.cpu_count() or 1 if kind == "cpu" and all(PRESETS[c.preset].workers for c in configs) else 1
     portable = lambda c: c.method == "pretrain" or METHODS[c.method].__module__.startswith("upl_reid.")
     for batch in (first, configs):                         # every method of a table starts from a pretrained model
         todo = list({c.id: c for c in batch if missing(c) and portable(c)}.values())
-        if jobs > 1 and len(todo) > 1: _in_workers(todo, jobs, device, roots, store, progress)
+        if jobs > 1 and len(todo) > 1: run_in_workers(todo, jobs, store, progress, device=device, roots=roots)
     return [get_run(c, device=device, roots=roots, store=store, progress=progress) for c in configs]
 
 # %% ../nbs/91_runs.ipynb #7aefb569
-def _in_workers(todo, jobs, device, roots, store, progress):
-    "Do runs in worker processes, `jobs` at a time, with a bar for each running one."
-    waiting, running = list(todo), {}
-    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join([str(Path(upl_reid.__path__[0]).parent), os.environ.get("PYTHONPATH", "")]))
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                c = waiting.pop(0)
-                (store/c.id).mkdir(parents=True, exist_ok=True)
-                task = json.dumps(dict(config=asdict(c), device=device, roots=roots, store=str(store)))
-                log = open(store/c.id/"worker.log", "w")
-                running[c.id] = (c, subprocess.Popen([sys.executable, "-c", "from upl_reid.runs import worker; worker()", task], stdout=log, stderr=log, env=env), epochs_bar(c, progress))
-                log.close()
-            time.sleep(.2)
-            for key, (c, process, bar) in list(running.items()):
-                show_epochs(bar, store/key)
-                if process.poll() is not None:
-                    bar.close(); del running[key]
-                    if process.returncode: raise RunError(f"{c} failed: {(store/key/'worker.log').read_text().strip().splitlines()[-1:]}; the whole message is in {store/key/'worker.log'}")
-    finally:
-        for _, process, bar in running.values(): process.terminate(); bar.close()
+def worker():
+    "Body of a worker process: one JSON task a line on standard input, one line back when it is done."
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        task = json.loads(line)
+        get_run(RunConfig(**task["config"]), device=task["device"], roots=task["roots"], store=task["store"], progress=False)
+        print("done", flush=True)
 
-def epochs_bar(
-    config: RunConfig, # of the run
-    progress: bool, # draw it
-) -> tqdm:
-    "A bar with one tick an epoch."
-    budget = PRESETS[config.preset].pretrain if config.method == "pretrain" else PRESETS[config.preset].adapt
-    return tqdm(total=budget.epochs, desc=str(config), disable=not progress, leave=False)
+def start_worker(
+    log: Path, # where its messages go
+) -> subprocess.Popen:
+    "A process that waits for tasks; it stays for several, since importing torch takes as long as a small run."
+    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join([str(Path(upl_reid.__path__[0]).parent), os.environ.get("PYTHONPATH", "")]))
+    with open(log, "a") as f:
+        return subprocess.Popen([sys.executable, "-c", "from upl_reid.runs import worker; worker()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=f, text=True, env=env)
+
+def delegate(
+    process: subprocess.Popen, # of `start_worker`
+    config: RunConfig, # to do
+    log: Path, # its messages, for the error
+    **task, # device, roots, store
+):
+    "Have one run done and wait for it. Raises `RunError` with the worker's last words if it dies."
+    process.stdin.write(json.dumps(dict(config=asdict(config), **task)) + "\n"); process.stdin.flush()
+    if process.stdout.readline().strip() != "done":
+        process.wait()
+        words = log.read_text().strip().splitlines()
+        raise RunError(f"{config} failed: {words[-1] if words else f'exit code {process.returncode}'} (all of it: {log})")
+
+# %% ../nbs/91_runs.ipynb #47aecf4c
+def run_in_workers(
+    todo: list, # of RunConfig
+    jobs: int, # processes
+    store: Path, # of runs
+    progress: bool, # draw bars
+    **task, # device, roots
+):
+    "Do runs in worker processes, `jobs` at a time."
+    store.mkdir(parents=True, exist_ok=True)
+    queue, running, processes = list(reversed(todo)), {}, []
+    def feed(number):
+        log = store/f"worker{number}.log"
+        log.write_text("")
+        processes.append(process := start_worker(log))
+        while queue:
+            config = queue.pop()
+            running[config.id] = config
+            try: delegate(process, config, log, store=str(store), **task)
+            finally: del running[config.id]
+        process.stdin.close()
+        process.wait()
+    with ThreadPoolExecutor(jobs) as pool:
+        feeders, bars = [pool.submit(feed, n) for n in range(min(jobs, len(todo)))], {}
+        try:
+            while not all(f.done() for f in feeders):
+                show_epochs(bars, dict(running), store, progress)
+                for f in feeders:
+                    if f.done(): f.result()                 # a failed run stops the others
+                time.sleep(.2)
+            for f in feeders: f.result()
+        finally:
+            queue.clear()
+            for p in processes: p.terminate()
+            for bar in bars.values(): bar.close()
 
 def show_epochs(
-    bar: tqdm, # of `epochs_bar`
-    path: Path, # the run's directory
+    bars: dict, # run's id -> bar, changed in place
+    running: dict, # run's id -> RunConfig
+    store: Path, # of runs
+    progress: bool, # draw them
 ):
-    "Move a bar to where the run's history is."
-    rows = read_rows(path/"history.jsonl")
-    if rows and len(rows) != bar.n:
-        bar.set_postfix(loss=f"{rows[-1]['loss']:.3f}", lr=f"{rows[-1]['lr']:.1e}", refresh=False)
-        bar.update(len(rows) - bar.n)
-
-def worker():
-    "Entry point of a worker process: one run, described by the JSON in its first argument."
-    task = json.loads(sys.argv[1])
-    get_run(RunConfig(**task["config"]), device=task["device"], roots=task["roots"], store=task["store"], progress=False)
+    "One bar for each running run, moved to where its history is."
+    for key in set(bars) - set(running): bars.pop(key).close()
+    for key, c in running.items():
+        budget = PRESETS[c.preset].pretrain if c.method == "pretrain" else PRESETS[c.preset].adapt
+        if key not in bars: bars[key] = tqdm(total=budget.epochs, desc=str(c), disable=not progress, leave=False)
+        rows = read_rows(store/key/"history.jsonl")
+        if rows and len(rows) != bars[key].n:
+            bars[key].set_postfix(loss=f"{rows[-1]['loss']:.3f}", lr=f"{rows[-1]['lr']:.1e}", refresh=False)
+            bars[key].update(len(rows) - bars[key].n)

@@ -34,7 +34,7 @@ class PseudoLabels:
 
     def __post_init__(self):
         n, k = len(self.hard), len(self.centroids)
-        if len(self.weight) != n or (self.soft is not None and self.soft.shape != (n, k)) or int(self.hard.max(initial=-1) if isinstance(self.hard, np.ndarray) else self.hard.max()) >= k:
+        if len(self.weight) != n or (self.soft is not None and self.soft.shape != (n, k)) or int(self.hard.max()) >= k:
             raise DataError(f"pseudo-labels disagree: {n} labels up to {int(self.hard.max())}, {len(self.weight)} weights, {k} centroids, soft {None if self.soft is None else tuple(self.soft.shape)}")
 
     def rows(self,

@@ -1,0 +1,224 @@
+"""The store: a run is named by its configuration, survives being killed at any moment, and is done once."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from upl_reid import runs
+from upl_reid.core import ConfigError, DataError, RunError
+from upl_reid.metrics import evaluate_retrieval
+from upl_reid.runs import PRESETS, Run, RunConfig, get_run, get_runs, open_domain, read_rows, read_tensors, resume_point, write_tensors
+from upl_reid.train import Method, register
+
+CONFIG = RunConfig("tiny", "plaza", "campus", "upl", {"every": 2}, 3)
+TIMING = ("seconds", "peak_memory", "finished")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A store with an uninterrupted run in it."""
+    folder = tmp_path_factory.mktemp("store")
+    get_run(CONFIG, store=folder, device="cpu", progress=False)
+    return folder
+
+
+def same_result(a, b):
+    """Bit-identical weights, metrics, labels of every round and histories, but for what the clock says."""
+    weights, others = (read_tensors(r.path/"model.safetensors")[0] for r in (a, b))
+    assert weights.keys() == others.keys() and all(torch.equal(weights[k], others[k]) for k in weights)
+    assert {k: v for k, v in a.metrics.items() if k not in TIMING} == {k: v for k, v in b.metrics.items() if k not in TIMING}
+    for x, y in zip(a.rounds(), b.rounds(), strict=True): assert all(torch.equal(x[k], y[k]) for k in x) and x.keys() == y.keys()
+    drop = lambda run: run.history.drop(columns=[c for c in run.history if "seconds" in c])
+    assert drop(a).equals(drop(b))
+
+
+def in_a_process(store, prelude):
+    """Start CONFIG in a process of its own after some code that arranges its death."""
+    code = textwrap.dedent(prelude) + textwrap.dedent(f"""
+        from upl_reid.runs import RunConfig, get_run
+        get_run(RunConfig(**{vars(CONFIG)!r}), store={str(store)!r}, device="cpu", progress=False)
+    """)
+    return subprocess.run([sys.executable, "-c", code], cwd=Path(runs.__file__).parents[1], env=dict(os.environ, OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=300)
+
+
+DEATHS = {
+    # in the middle of an epoch: at the n-th optimiser step of the adaptation or of the pretraining before it
+    "mid-epoch of pretraining": """
+        import os, signal, torch, upl_reid.train as t
+        step, count = t.follow, [0]
+        def follow(*a):
+            count[0] += 1
+            if count[0] == 9: os.kill(os.getpid(), signal.SIGKILL)
+            step(*a)
+        t.follow = follow""",
+    "mid-epoch of adaptation": """
+        import os, signal, upl_reid.methods.upl as u
+        losses, count = u.UPL.losses, [0]
+        def dying(self, *a):
+            count[0] += 1
+            if count[0] == 14: os.kill(os.getpid(), signal.SIGKILL)
+            return losses(self, *a)
+        u.UPL.losses = dying""",
+    # while the n-th checkpoint is written: half of its bytes are in the temporary file
+    "checkpoint half written": """
+        import os, signal, pathlib, upl_reid.runs as r
+        save, count = r.save_file, [0]
+        def dying(tensors, path, metadata):
+            save(tensors, path, metadata)
+            if "checkpoint" in str(path):
+                count[0] += 1
+                if count[0] == 8:
+                    whole = pathlib.Path(path).read_bytes()
+                    pathlib.Path(path).write_bytes(whole[:len(whole)//2])
+                    os.kill(os.getpid(), signal.SIGKILL)
+        r.save_file = dying""",
+    # after the row of an epoch, before its checkpoint
+    "between history and checkpoint": """
+        import os, signal, upl_reid.runs as r
+        write, count = r.write_tensors, [0]
+        def dying(path, tensors, **meta):
+            if path.name == "checkpoint.safetensors":
+                count[0] += 1
+                if count[0] == 7: os.kill(os.getpid(), signal.SIGKILL)
+            write(path, tensors, **meta)
+        r.write_tensors = dying""",
+    # training done, result not yet
+    "before the metrics": """
+        import os, signal, upl_reid.runs as r
+        def dying(*a): os.kill(os.getpid(), signal.SIGKILL)
+        r.label_scores = dying""",
+}
+
+
+@pytest.mark.parametrize("moment", DEATHS)
+def test_killed_and_continued_is_bit_identical(store, tmp_path, moment):
+    died = in_a_process(tmp_path, DEATHS[moment])
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert not (tmp_path/CONFIG.id/"metrics.json").exists()
+    before = {p.name: read_rows(p/"history.jsonl") for p in tmp_path.iterdir() if p.name != "data"}
+    assert any(before.values()) or "pretraining" in moment
+    again = get_run(CONFIG, store=tmp_path, device="cpu", progress=False)
+    same_result(again, get_run(CONFIG, store=store))
+    for name, rows in before.items():                  # complete epochs were kept, not done again
+        kept, n = read_rows(tmp_path/name/"history.jsonl"), max(0, len(rows) - 1)     # the last row may have been written before its checkpoint
+        assert [r["seconds"] for r in kept[:n]] == [r["seconds"] for r in rows[:n]]
+    assert len(again.environments) == 2                # both sessions are on record
+
+
+def test_finished_runs_are_read_not_done(store, monkeypatch):
+    monkeypatch.setattr(runs, "_work", lambda *a: pytest.fail("trained again"))
+    run = get_run(CONFIG, store=store)
+    assert run.metrics["mAP"] > 0 and list(run.history.epoch) == [1, 2] and len(run.rounds()) == 2
+    assert not (run.path/"checkpoint.safetensors").exists()
+
+
+def test_metrics_are_those_of_the_saved_model(store):
+    run, domain = get_run(CONFIG, store=store), open_domain("campus", "tiny", store=store)
+    encoder = run.encoder()
+    q, g = (runs.embed(encoder, runs.ImageBank(s.paths, PRESETS["tiny"].size)) for s in (domain.query, domain.gallery))
+    scores = evaluate_retrieval(q, domain.query.pids, domain.query.camids, g, domain.gallery.pids, domain.gallery.camids)
+    assert scores.mAP == pytest.approx(run.metrics["mAP"], abs=1e-6) and np.mean(run.metrics["ap"]) == pytest.approx(scores.mAP, abs=1e-6)
+
+
+def test_a_method_shares_its_pretraining_and_direct_transfer_is_that_model(store):
+    base = RunConfig("tiny", "plaza", seed=3)
+    assert (store/base.id/"metrics.json").exists()
+    direct = get_run(RunConfig("tiny", "plaza", "campus", "direct", seed=3), store=store, progress=False)
+    a, b = (read_tensors(p/"model.safetensors")[0] for p in (direct.path, store/base.id))
+    assert all(torch.equal(a[k], b[k]) for k in a) and direct.history.empty and direct.metrics["labels"] == {}
+
+
+def test_two_processes_want_the_same_run(tmp_path):
+    code = f"from upl_reid.runs import RunConfig, get_run; get_run(RunConfig('tiny', 'plaza'), store={str(tmp_path)!r}, progress=False)"
+    both = [subprocess.Popen([sys.executable, "-c", code], cwd=Path(runs.__file__).parents[1], env=dict(os.environ, OMP_NUM_THREADS="1"), stderr=subprocess.PIPE) for _ in range(2)]
+    for p in both:
+        _, err = p.communicate(timeout=300)
+        assert p.returncode == 0, err
+    run = Run(RunConfig("tiny", "plaza"), tmp_path/RunConfig("tiny", "plaza").id)
+    assert list(run.history.epoch) == list(range(1, 7)) and len(run.environments) == 1
+
+
+def test_workers_give_the_same_runs_as_one_process(store, tmp_path):
+    configs = [RunConfig("tiny", "plaza", "campus", "direct", seed=3), CONFIG]
+    made = get_runs(configs, store=tmp_path, device="cpu", jobs=2, progress=False)
+    same_result(made[1], get_run(CONFIG, store=store))
+    assert [r.config for r in made] == configs
+
+
+def test_a_worker_that_fails_says_why(tmp_path):
+    bad = [RunConfig("tiny", "plaza", "campus", "upl", {"nonsense": k}) for k in (1, 2)]
+    with pytest.raises(RunError, match="nonsense"): get_runs(bad, store=tmp_path, device="cpu", jobs=2, progress=False)
+
+
+def test_a_method_of_the_calling_notebook_runs_in_its_process(tmp_path):
+    @register("homemade")
+    class Homemade(Method): trains = False
+    try:
+        configs = [RunConfig("tiny", "plaza", "campus", "homemade", {"scale": float(k)}) for k in (1, 2)]
+        assert len({r.metrics["mAP"] for r in get_runs(configs, store=tmp_path, device="cpu", jobs=2, progress=False)}) == 1
+    finally: del runs.METHODS["homemade"]
+
+
+def test_configurations_are_told_apart_and_checked():
+    ids = {RunConfig("tiny", "plaza", "campus", m, a, s).id for m in ("upl", "dbscan") for a in ({}, {"scale": 10.}) for s in (0, 1)}
+    assert len(ids) == 8
+    for wrong, message in ((dict(preset="tinny"), "tiny"), (dict(method="upI"), "upl"), (dict(target=""), "needs a target"),
+                           (dict(method="pretrain"), "has none"), (dict(method_args={"x": {1, 2}}), "plain values")):
+        with pytest.raises(ConfigError, match=message): RunConfig(**{**dict(preset="tiny", source="plaza", target="campus", method="upl"), **wrong})
+
+
+def test_an_edited_preset_is_another_run(monkeypatch):
+    before = CONFIG.id
+    monkeypatch.setitem(PRESETS, "tiny", runs.replace(PRESETS["tiny"], dim=32))
+    assert CONFIG.id != before
+
+
+def test_arguments_a_method_does_not_have(tmp_path):
+    with pytest.raises(ConfigError, match="momentun"): get_run(RunConfig("tiny", "plaza", "campus", "dbscan", {"momentun": .9}), store=tmp_path, progress=False)
+
+
+def test_real_data_without_a_folder_is_asked_for(tmp_path):
+    with pytest.raises(ConfigError, match="source_root"): open_domain("market1501", "paper", store=tmp_path)
+    with pytest.raises(DataError, match="nowhere"): open_domain("market1501", "paper", {"market1501": str(tmp_path/"nowhere")})
+
+
+def test_damaged_files_are_named(tmp_path):
+    write_tensors(tmp_path/"checkpoint.safetensors", dict(a=torch.ones(100)), epoch=1)
+    whole = (tmp_path/"checkpoint.safetensors").read_bytes()
+    (tmp_path/"checkpoint.safetensors").write_bytes(whole[:-50])
+    with pytest.raises(RunError, match="checkpoint.safetensors cannot be read"): resume_point(tmp_path)
+
+
+def test_resume_point_cuts_the_history_back_to_the_checkpoint(tmp_path):
+    assert resume_point(tmp_path) == dict(state=None, epoch=0)
+    write_tensors(tmp_path/"checkpoint.safetensors", dict(a=torch.arange(3.)), epoch=2)
+    (tmp_path/"history.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n{"epoch": 3}\n{"epo')
+    point = resume_point(tmp_path)
+    assert point["epoch"] == 2 and torch.equal(point["state"]["a"], torch.arange(3.))
+    assert (tmp_path/"history.jsonl").read_text() == '{"epoch": 1}\n{"epoch": 2}\n'
+
+
+def test_a_history_without_rows(tmp_path):
+    assert read_rows(tmp_path/"absent.jsonl") == []
+    (tmp_path/"cut.jsonl").write_text('{"epoch": 1')
+    assert read_rows(tmp_path/"cut.jsonl") == []
+
+
+def test_environment_names_what_a_reader_needs(store):
+    e = get_run(CONFIG, store=store).environments[0]
+    assert {"time", "device", "hardware", "python", "packages", "commit", "changed"} <= set(e) and "torch" in e["packages"]
+    assert json.loads((store/CONFIG.id/"config.json").read_text()) == dict(preset="tiny", source="plaza", target="campus", method="upl", method_args={"every": 2}, seed=3)
+
+
+def test_threads_are_given_back(store, tmp_path):
+    threads = torch.get_num_threads()
+    get_run(RunConfig("tiny", "plaza", "campus", "direct", seed=3), store=store, progress=False)
+    assert torch.get_num_threads() == threads
