@@ -7,7 +7,7 @@ __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'decode', 'free_bytes', 'ImageBank',
            'identity_order', 'plan_batches']
 
 # %% ../nbs/12_images.ipynb #77311e73
-import os, warnings
+import os, re, warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Sequence
@@ -39,9 +39,11 @@ def decode(
 def free_bytes(
     device: torch.device, # where the bank would live
 ) -> int: # bytes
-    "Memory that is free on a device now."
+    "Memory that can be had on a device now; the host's disk cache counts as free, because Linux gives it up on demand."
     if device.type == "cuda": return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES")*os.sysconf("SC_PAGE_SIZE")
+    table = Path("/proc/meminfo")
+    if table.is_file(): return 1024*int(re.search(r"MemAvailable:\s+(\d+) kB", table.read_text())[1])
+    return os.sysconf("SC_PHYS_PAGES")*os.sysconf("SC_PAGE_SIZE")//2       # elsewhere nobody tells: half of what is built in
 
 class ImageBank:
     "All images of a split as bytes: `bank[index]` gives a (B, 3, H, W) uint8 batch on the training device."
@@ -86,7 +88,7 @@ def augmenter(
     "Random training augmentation, drawn per image (section 3.2)."
     pad = max(1, round(size[0]*10/256))         # 10 pixels at the usual height of 256
     return Augmenter(nn.Sequential(
-        K.RandomHorizontalFlip(p=.5), K.RandomCrop(size, padding=pad, p=1.), K.ColorJiggle(jitter, jitter, jitter, 0., p=.8)),
+        K.RandomHorizontalFlip(p=.5), K.RandomCrop(size, padding=pad, p=1.), K.ColorJitter(jitter, jitter, jitter, 0., p=.8)),
         K.RandomErasing(p=erase, scale=(.02, .3), ratio=(.3, 3.3)))
 
 class Augmenter(nn.Module):
@@ -136,11 +138,14 @@ def plan_batches(
     if len(used) == 0 or len(members) < 2: raise DataError(f"batches need at least 2 identities, the labels have {len(members) if len(used) else 0}; loosen the clustering or add images")
     P, queue, plan = min(identities, len(members)), [], []
     for _ in range(steps):
-        if len(queue) < P: queue = [*queue, *rng.permutation([k for k in range(len(members)) if k not in set(queue)])]
+        if len(queue) < P:              # a new turn for everyone; those left from the old one are in this batch already
+            turn = rng.permutation(len(members)).tolist()
+            fill = [k for k in turn if k not in set(queue)][:P - len(queue)]
+            queue = [*queue, *fill, *(k for k in turn if k not in set(fill))]
         chosen, queue = queue[:P], queue[P:]
         rows = []
         for k in chosen:
             m = members[k][identity_order(camids[members[k]], rng)]
             rows.append(np.resize(m, images))               # fewer than K images: go around again
         plan.append(np.concatenate(rows))
-    return np.stack(plan)
+    return np.array(plan, dtype=np.int64).reshape(steps, P*images)

@@ -459,7 +459,7 @@ def bootstrap_interval(
     b=None, # (N,) values of the same queries; given: the interval is for the mean of a - b
     n: int = 2000, # resamples
     level: float = 0.95, # share of the resampled means inside, in (0, 1)
-    seed: int = 0,
+    seed: int = 0, # of the resampling
 ) -> tuple[float, float]: # low, high
     "Percentile bootstrap interval of a mean or a paired difference. Raises `DataError` for empty, unequal or non-finite input, `ConfigError` for n or level."
     a = to_numpy(a).astype(np.float64)

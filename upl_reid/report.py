@@ -59,10 +59,10 @@ def workplace(
     return "tiny", folder/"runs", folder/"reports"
 
 def find_roots(
-    source: str, # domain names and their folders; an empty folder means the embedded network
-    target: str,
-    source_root: str,
-    target_root: str,
+    source: str, # name of the first domain
+    target: str, # name of the second
+    source_root: str, # folder of the first; empty: the embedded network
+    target_root: str, # folder of the second; empty: the embedded network
 ) -> dict: # for `get_runs`
     "The folders of real domains by name."
     return {name: root for name, root in ((source, source_root), (target, target_root)) if root}

@@ -52,7 +52,7 @@ PRESETS = {
     "tiny": Preset((48, 24), "micro", 64, "none", dict(plaza=(16, 8, 3), campus=(16, 8, 4)),
                    Budget(6, identities=8, lr=2e-3, early=1.), Budget(2, identities=8, lr=1e-3, early=1., every=1, warmup=0), .9, 1),
     "demo": Preset((64, 32), "demo", 128, "none", dict(plaza=(150, 100, 6), campus=(150, 100, 8)),
-                   Budget(24, lr=2e-3, early=1.), Budget(20, lr=1e-3, early=1.), .99, 1, workers=True),
+                   Budget(20, 36, identities=12, lr=2e-3, early=1.), Budget(16, 36, identities=12, lr=1e-3, early=1.), .99, 1, workers=True),
     "gpu": Preset((256, 128), "deit_small", 384, "none", dict(plaza=(751, 750, 6), campus=(702, 702, 8)),
                   Budget(60, lr=7e-4, early=1., warmup=3), Budget(40, early=1.), .999, None),
     "paper": Preset((256, 128), "deit_small", 768, "imagenet", {},
@@ -245,32 +245,6 @@ def label_scores(
     return {k: float(v) for k, v in out.items()}
 
 # %% ../nbs/91_runs.ipynb #6ea0ae38
-def _work(config, path, device, roots, store, progress):
-    "Train and measure one run in its directory; resumes what is there."
-    preset, started = PRESETS[config.preset], time.perf_counter()
-    source = open_domain(config.source, config.preset, roots, store)
-    kept, held = split_identities(source.train, preset.held, config.seed)
-    if config.method == "pretrain":
-        target = source
-        encoder = build_encoder(preset.backbone, preset.size, preset.dim, preset.weights, config.seed)
-        bank = ImageBank(kept.paths, preset.size, device)
-        trained = pretrain(encoder, kept, bank, preset.pretrain, config.seed, f"pretrain {config.source}", save=saver(path), progress=progress, **resume_point(path))
-    else:
-        target = open_domain(config.target, config.preset, roots, store)
-        trained = make_method(config, held, target, device, roots, store, progress)
-        bank = ImageBank(target.train.paths, preset.size, device)
-        if trained.trains:
-            adapt(trained, target.train.withhold(), bank, preset.adapt, config.seed, f"{config.method} {config.source}->{config.target}", save=saver(path), progress=progress, **resume_point(path))
-        else: trained.to(device)
-    write_tensors(path/"model.safetensors", trained.embedder().state_dict())
-    scores = measure(trained.embedder(), target, preset.size, device)
-    rounds = sorted((path/"rounds").glob("*.safetensors")) if config.method != "pretrain" else []
-    quality = label_scores(read_tensors(rounds[-1])[0], target.train) if rounds else {}
-    result = dict(mAP=scores.mAP, mINP=scores.mINP, cmc={str(k): v for k, v in scores.cmc.items()}, skipped=scores.skipped, ap=scores.ap.tolist(),
-                  labels=quality, seconds=sum(r["seconds"] for r in read_rows(path/"history.jsonl")), peak_memory=peak_memory(device), finished=time.time())
-    write_atomic(path/"metrics.json", json.dumps(result))
-    (path/"checkpoint.safetensors").unlink(missing_ok=True)
-
 def make_method(
     config: RunConfig, # of an adaptation
     held: Split, # held-out source identities
@@ -300,6 +274,33 @@ def peak_memory(
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20/(1024 if sys.platform == "darwin" else 1)
 
 # %% ../nbs/91_runs.ipynb #9fc4ca91
+def _work(config, path, device, roots, store, progress):
+    "Train and measure one run in its directory; resumes what is there."
+    preset, started = PRESETS[config.preset], time.perf_counter()
+    source = open_domain(config.source, config.preset, roots, store)
+    kept, held = split_identities(source.train, preset.held, config.seed)
+    if config.method == "pretrain":
+        target = source
+        encoder = build_encoder(preset.backbone, preset.size, preset.dim, preset.weights, config.seed)
+        bank = ImageBank(kept.paths, preset.size, device)
+        trained = pretrain(encoder, kept, bank, preset.pretrain, config.seed, f"pretrain {config.source}", save=saver(path), progress=progress, **resume_point(path))
+    else:
+        target = open_domain(config.target, config.preset, roots, store)
+        trained = make_method(config, held, target, device, roots, store, progress)
+        bank = ImageBank(target.train.paths, preset.size, device)
+        if trained.trains:
+            adapt(trained, target.train.withhold(), bank, preset.adapt, config.seed, f"{config.method} {config.source}->{config.target}", save=saver(path), progress=progress, **resume_point(path))
+        else: trained.to(device)
+    write_tensors(path/"model.safetensors", trained.embedder().state_dict())
+    scores = measure(trained.embedder(), target, preset.size, device)
+    rounds = sorted((path/"rounds").glob("*.safetensors")) if config.method != "pretrain" else []
+    quality = label_scores(read_tensors(rounds[-1])[0], target.train) if rounds else {}
+    result = dict(mAP=scores.mAP, mINP=scores.mINP, cmc={str(k): v for k, v in scores.cmc.items()}, skipped=scores.skipped, ap=scores.ap.tolist(),
+                  labels=quality, seconds=sum(r["seconds"] for r in read_rows(path/"history.jsonl")), peak_memory=peak_memory(device), finished=time.time())
+    write_atomic(path/"metrics.json", json.dumps(result))
+    (path/"checkpoint.safetensors").unlink(missing_ok=True)
+
+# %% ../nbs/91_runs.ipynb #0b88fdec
 def get_run(
     config: RunConfig, # what is wanted
     *,
@@ -325,7 +326,7 @@ def get_run(
         finally: torch.set_num_threads(threads)
     return Run(config, path)
 
-# %% ../nbs/91_runs.ipynb #0b88fdec
+# %% ../nbs/91_runs.ipynb #196c685b
 def get_runs(
     configs: list, # of RunConfig
     *,
@@ -347,7 +348,7 @@ def get_runs(
         if jobs > 1 and len(todo) > 1: run_in_workers(todo, jobs, store, progress, device=device, roots=roots)
     return [get_run(c, device=device, roots=roots, store=store, progress=progress) for c in configs]
 
-# %% ../nbs/91_runs.ipynb #7aefb569
+# %% ../nbs/91_runs.ipynb #47aecf4c
 def worker():
     "Body of a worker process: one JSON task a line on standard input, one line back when it is done."
     torch.set_num_threads(1)
@@ -377,7 +378,7 @@ def delegate(
         words = log.read_text().strip().splitlines()
         raise RunError(f"{config} failed: {words[-1] if words else f'exit code {process.returncode}'} (all of it: {log})")
 
-# %% ../nbs/91_runs.ipynb #47aecf4c
+# %% ../nbs/91_runs.ipynb #de40c12a
 def run_in_workers(
     todo: list, # of RunConfig
     jobs: int, # processes

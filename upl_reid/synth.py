@@ -102,6 +102,7 @@ def draw_person(
     _torso_pattern(draw, who, view, torso, u)
     _arms_head_bag(draw, who, view, cx, half, arm, u, shoulder, hip, head, swing, side)
 
+# %% ../nbs/11_synth.ipynb #582b8a0b
 def _arms_head_bag(draw, who, view, cx, half, arm, u, shoulder, hip, head, swing, side):
     "The parts that overlap the torso."
     for s in (-1, 1):
@@ -134,7 +135,7 @@ def sorted_box(
     "A box with its left side first, as Pillow wants it."
     return (min(x0, x1), y0, max(x0, x1), y1)
 
-# %% ../nbs/11_synth.ipynb #23019538
+# %% ../nbs/11_synth.ipynb #8db78a1c
 @dataclass(frozen=True)
 class Lens:
     "How far the cameras of one network differ from each other."
@@ -161,7 +162,7 @@ def draw_camera(
                 contrast=rng.uniform(*lens.contrast), brightness=rng.normal(0, .04), gradient=rng.uniform(-lens.gradient, lens.gradient),
                 shrink=rng.uniform(*lens.shrink), view=int(rng.integers(4)), view_bias=lens.view_bias, tilt=rng.normal(0, 3.))
 
-# %% ../nbs/11_synth.ipynb #62244693
+# %% ../nbs/11_synth.ipynb #38055623
 def draw_background(
     camera: dict, # of `draw_camera`
     offset: float, # where along the wall this person was seen, 0 to 1
@@ -189,7 +190,7 @@ def expose(
     x = camera["contrast"]*(x - .5) + .5 + camera["brightness"] + light + rng.normal(0, .02, pixels.shape)
     return (255*np.clip(x, 0, 1) + .5).astype(np.uint8)
 
-# %% ../nbs/11_synth.ipynb #0e05103e
+# %% ../nbs/11_synth.ipynb #06840a3a
 def render(
     who: dict, # identity
     camera: dict, # camera
@@ -217,7 +218,7 @@ def _occlude(canvas, rng):
         x = rng.uniform(.15, .85)*W
         draw.rectangle((x - .12*W, 0, x + .12*W, H), fill=colour)
 
-# %% ../nbs/11_synth.ipynb #06840a3a
+# %% ../nbs/11_synth.ipynb #e06bafc2
 def _people(network, cameras, kind, count, first_pid, size, seed, folder_of, root):
     "Draw `count` people into their folders under `root`; `folder_of(kind, k)` names the folder of a person's k-th image in a camera."
     lenses = [draw_camera(network, np.random.default_rng(seed_for(network, seed, "camera", c))) for c in range(cameras)]
@@ -236,7 +237,7 @@ def _people(network, cameras, kind, count, first_pid, size, seed, folder_of, roo
     jobs = -1 if count*size[0]*size[1] > 4e6 else 1     # below a few seconds of work, starting processes costs more than it saves
     Parallel(n_jobs=jobs)(delayed(one)(n) for n in range(count))
 
-# %% ../nbs/11_synth.ipynb #e06bafc2
+# %% ../nbs/11_synth.ipynb #351a5877
 def write_domain(
     name: str, # "plaza" or "campus"
     root: str | Path, # the domain becomes the folder root/name
@@ -257,6 +258,7 @@ def write_domain(
         if (final/"spec.json").is_file() and (final/"spec.json").read_text() == spec: return final
         raise DataError(f"{final} holds something else than the network asked for; remove it or choose another root")
     part = final.with_name(f".{name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)     # of a process that was killed and had the same number, as in a restarted container
     try:
         for folder in ("bounding_box_train", "query", "bounding_box_test"): (part/folder).mkdir(parents=True)
         _people(name, cameras, "train", train_ids, 1, size, seed, lambda kind, k: "bounding_box_train", part)

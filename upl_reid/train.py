@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'PseudoLabels', 'Batch', 'Method', 'Supervised', 'register', 'embed', 'Budget', 'pack_optimiser',
-           'unpack_optimiser', 'pack_labels', 'unpack_labels', 'fit', 'start_round', 'run_epoch', 'pretrain', 'adapt']
+           'unpack_optimiser', 'pack_labels', 'unpack_labels', 'start_round', 'checkpoint', 'restore', 'fit',
+           'run_epoch', 'pretrain', 'adapt']
 
 # %% ../nbs/90_train.ipynb #9dff4447
 import time
@@ -72,8 +73,7 @@ class Method(nn.Module):
         average: bool = True, # cluster and evaluate with the slow copy instead of the latest weights
     ):
         super().__init__()
-        self.encoder, self.slow = encoder, slow_copy(encoder)
-        self.momentum, self.scale, self.average = momentum, scale, average
+        self.encoder, self.slow, self.momentum, self.scale, self.average = encoder, slow_copy(encoder), momentum, scale, average
 
     def embedder(self) -> Encoder:
         "The model that is clustered with and evaluated."
@@ -242,6 +242,43 @@ def unpack_labels(
     return PseudoLabels(*(tensors[f"labels.{k}"].to(device) if f"labels.{k}" in tensors else None for k in ("hard", "soft", "weight", "centroids")))
 
 # %% ../nbs/90_train.ipynb #f23aca94
+def start_round(
+    method: Method, # gets a classifier of the right size
+    labels: PseudoLabels, # of this round
+    budget: Budget, # learning rate
+) -> torch.optim.Optimizer: # of everything that lives for one round only
+    "Begin a round: the classifier and the memory of its optimiser are new."
+    before = set(dict(method.named_parameters()))
+    method.start_round(labels)
+    known = {id(p) for p in method.encoder.parameters()}
+    new = [p for p in method.parameters() if p.requires_grad and id(p) not in known]
+    return torch.optim.Adam([dict(params=new, lr=budget.lr, base_lr=budget.lr)], weight_decay=budget.weight_decay, fused=True)
+
+def checkpoint(
+    method: Method, # whose state to keep
+    optimiser: torch.optim.Optimizer, # of the encoder
+    head: torch.optim.Optimizer, # of the round
+    labels: PseudoLabels, # of the round
+) -> dict: # name -> tensor
+    "Everything that training depends on, flat."
+    return dict(**{"method." + k: v for k, v in method.state_dict().items()}, **pack_optimiser(optimiser, "body"), **pack_optimiser(head, "head"), **pack_labels(labels))
+
+def restore(
+    method: Method, # changed in place
+    optimiser: torch.optim.Optimizer, # of the encoder, changed in place
+    state: dict, # of `checkpoint`
+    budget: Budget, # learning rate of the round's optimiser
+    device: torch.device, # where to put the labels
+) -> tuple: # labels, optimiser of the round
+    "The inverse of `checkpoint`."
+    labels = unpack_labels(state, device)
+    head = start_round(method, labels, budget)
+    method.load_state_dict({k[len("method."):]: v for k, v in state.items() if k.startswith("method.")})
+    unpack_optimiser(optimiser, state, "body")
+    unpack_optimiser(head, state, "head")
+    return labels, head
+
+# %% ../nbs/90_train.ipynb #2f5ebf37
 def fit(
     method: Method, # trained in place
     bank: ImageBank, # training images
@@ -262,11 +299,7 @@ def fit(
     steps = budget.steps or max(1, len(bank)//(budget.identities*budget.images))
     optimiser = torch.optim.Adam(parameter_groups(method.encoder, budget.lr, budget.early), weight_decay=budget.weight_decay, fused=True)
     labels = head = None
-    if state:
-        labels = unpack_labels(state, device)
-        head = start_round(method, labels, budget)
-        method.load_state_dict({k[len("method."):]: v for k, v in state.items() if k.startswith("method.")})
-        unpack_optimiser(optimiser, state, "body"); unpack_optimiser(head, state, "head")
+    if state: labels, head = restore(method, optimiser, state, budget, device)
     with tqdm(total=budget.epochs*steps, initial=epoch*steps, desc=title, disable=not progress, leave=False) as bar:
         for e in range(epoch, budget.epochs):
             started, round = time.perf_counter(), None
@@ -284,23 +317,10 @@ def fit(
                 raise RunError(f"{title}: a loss is no longer finite in epoch {e + 1} ({means}); lower the learning rate, and resume from the last checkpoint")
             row = dict(epoch=e + 1, lr=optimiser.param_groups[1]["lr"], classes=len(labels.centroids), unused=float((labels.hard < 0).float().mean()),
                        seconds=time.perf_counter() - started, relabel_seconds=clustered, **means)
-            tensors = dict(**{"method." + k: v for k, v in method.state_dict().items()}, **pack_optimiser(optimiser, "body"), **pack_optimiser(head, "head"), **pack_labels(labels))
-            save(tensors, row, round)
+            save(checkpoint(method, optimiser, head, labels), row, round)
     return method
 
-def start_round(
-    method: Method, # gets a classifier of the right size
-    labels: PseudoLabels, # of this round
-    budget: Budget, # learning rate
-) -> torch.optim.Optimizer: # of everything that lives for one round only
-    "Begin a round: the classifier and the memory of its optimiser are new."
-    before = set(dict(method.named_parameters()))
-    method.start_round(labels)
-    known = {id(p) for p in method.encoder.parameters()}
-    new = [p for p in method.parameters() if p.requires_grad and id(p) not in known]
-    return torch.optim.Adam([dict(params=new, lr=budget.lr, base_lr=budget.lr)], weight_decay=budget.weight_decay, fused=True)
-
-# %% ../nbs/90_train.ipynb #8252a79d
+# %% ../nbs/90_train.ipynb #2a011654
 def run_epoch(
     method: Method, # trained in place
     bank: ImageBank, # images
@@ -339,7 +359,7 @@ def run_epoch(
         if not bar.disable and s % 10 == 0: bar.set_postfix(loss=f"{float(total.detach()):.3f}", lr=f"{factor*budget.lr:.1e}")
     return {k: float(v) for k, v in sums.items()}
 
-# %% ../nbs/90_train.ipynb #2a011654
+# %% ../nbs/90_train.ipynb #a60ce14f
 def pretrain(
     encoder: Encoder, # trained in place
     source: Split, # labelled images
