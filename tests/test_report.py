@@ -57,9 +57,9 @@ def test_compare_is_the_paired_difference_of_seed_means(tmp_path):
 
 
 def test_words_follow_the_interval():
-    assert in_words("a", "b", (3., 1., 5.), 1).endswith(": evidence of a difference.") and "above" in in_words("a", "b", (3., 1., 5.), 1)
+    assert ": evidence of a difference between these two trained models; another seed" in in_words("a", "b", (3., 1., 5.), 1) and "above" in in_words("a", "b", (3., 1., 5.), 1)
     assert in_words("a", "b", (-3., -5., -1.), 3).endswith(": evidence of a difference.") and "3 seeds" in in_words("a", "b", (-3., -5., -1.), 3)
-    assert in_words("a", "b", (1., -1., 3.), 1).endswith(": no evidence of a difference.")
+    assert in_words("a", "b", (1., -1., 3.), 2).endswith(": no evidence of a difference.")
 
 
 def test_summaries():
@@ -105,7 +105,7 @@ def test_workplace_leaves_the_project_alone_under_test(monkeypatch, tmp_path):
 
 
 def test_folders_of_real_domains():
-    assert find_roots("a", "b", "/x", "") == {"a": "/x"}
+    assert find_roots("a", "b", "/x", "") == {"a": "/x"} and find_roots("a", "b", "", "", "w.pth") == {"weights": "w.pth"}
 
 
 def test_collect_keeps_rows_directions_and_seeds_apart(tmp_path):

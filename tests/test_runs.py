@@ -154,8 +154,8 @@ def test_workers_give_the_same_runs_as_one_process(store, tmp_path):
 
 
 def test_a_worker_that_fails_says_why(tmp_path):
-    bad = [RunConfig("tiny", "plaza", "campus", "upl", {"nonsense": k}) for k in (1, 2)]
-    with pytest.raises(RunError, match="nonsense"): get_runs(bad, store=tmp_path, device="cpu", jobs=2, progress=False)
+    bad = [RunConfig("tiny", "plaza", "campus", "upl", {"labels": {"min_samples": k}}) for k in (500, 501)]
+    with pytest.raises(RunError, match="lower min_samples"): get_runs(bad, store=tmp_path, device="cpu", jobs=2, progress=False)
 
 
 def test_a_method_of_the_calling_notebook_runs_in_its_process(tmp_path):
@@ -181,8 +181,63 @@ def test_an_edited_preset_is_another_run(monkeypatch):
     assert CONFIG.id != before
 
 
-def test_arguments_a_method_does_not_have(tmp_path):
-    with pytest.raises(ConfigError, match="momentun"): get_run(RunConfig("tiny", "plaza", "campus", "dbscan", {"momentun": .9}), store=tmp_path, progress=False)
+@pytest.mark.parametrize("method, args, named", [("dbscan", {"momentun": .9}, "momentun"), ("upl", {"mocco": False}, "mocco"), ("upl", {"labels": {"ep": .5}}, "ep"), ("oracle", {"pids": []}, "pids"), ("upl", {"meta": 0}, "meta")])
+def test_arguments_a_method_does_not_have_are_refused_before_anything_is_trained(method, args, named):
+    with pytest.raises(ConfigError, match=f"no argument '{named}'"): RunConfig("tiny", "plaza", "campus", method, args)
+
+
+def test_a_default_spelt_out_is_the_same_run_and_a_changed_default_is_another(monkeypatch):
+    plain = RunConfig("tiny", "plaza", "campus", "upl").id
+    assert plain == RunConfig("tiny", "plaza", "campus", "upl", {"moco": True, "labels": {"eps": .5}}).id != RunConfig("tiny", "plaza", "campus", "upl", {"labels": {"eps": .4}}).id
+    arguments = runs.METHODS["upl"].arguments()
+    monkeypatch.setattr(runs.METHODS["upl"], "arguments", classmethod(lambda cls: {**arguments, "tau": .5}))
+    assert RunConfig("tiny", "plaza", "campus", "upl").id != plain
+
+
+def test_a_configuration_cannot_be_changed_through_what_it_was_made_of():
+    args = {"labels": {"eps": .4}}
+    config = RunConfig("tiny", "plaza", "campus", "upl", args)
+    before = config.id
+    args["labels"]["eps"] = .9
+    assert config.id == before and len({config, RunConfig("tiny", "plaza", "campus", "upl", {"labels": {"eps": .4}})}) == 1
+    for seed in (True, "0", 0.):
+        with pytest.raises(ConfigError, match="seed"): RunConfig("tiny", "plaza", seed=seed)
+
+
+def test_other_data_of_the_same_name_is_another_run(tmp_path):
+    """A folder given for a domain marks the run's directory; where the folder lies makes no difference, what is in it does."""
+    from upl_reid.synth import write_domain
+    make = lambda root, seed: write_domain("plaza", tmp_path/root, train_ids=12, test_ids=4, cameras=3, size=PRESETS["tiny"].size, seed=seed)
+    config = RunConfig("tiny", "plaza")
+    paths = [runs.run_path(config, roots, tmp_path) for roots in (None, {"plaza": str(make("a", 1))}, {"plaza": str(make("b", 1))}, {"plaza": str(make("c", 2))})]
+    assert paths[0].name == config.id and paths[1] == paths[2] and len(set(paths)) == 3
+    run = get_run(config, roots={"plaza": str(tmp_path/"a/plaza")}, store=tmp_path, progress=False)
+    assert run.path == paths[1] and run.id.startswith(config.id)
+
+
+def test_initial_weights_from_a_file(tmp_path):
+    """A file of weights is used instead of the preset's, and its content is part of the run's name."""
+    import timm
+    from safetensors.torch import save_file
+    from upl_reid.backbone import Shape
+    model = timm.create_model("deit_tiny_patch16_224", embed_dim=48, depth=2, num_heads=3, num_classes=0)
+    save_file(model.state_dict(), tmp_path/"w.safetensors")
+    config = RunConfig("tiny", "plaza")
+    run = get_run(config, roots={"weights": str(tmp_path/"w.safetensors")}, store=tmp_path, progress=False)
+    other = get_run(config, store=tmp_path, progress=False)
+    assert run.id != other.id and run.metrics["mAP"] != other.metrics["mAP"]
+
+
+def test_waiting_for_another_process_is_said(tmp_path, capsys):
+    import threading
+    from filelock import FileLock
+    taken = threading.Event()
+    def hold():
+        with FileLock(tmp_path/"lock"): taken.set(); time.sleep(3)
+    threading.Thread(target=hold).start()
+    taken.wait()
+    with runs.waiting_lock(tmp_path/"lock", "this run"): pass
+    assert "another process is working on this run" in capsys.readouterr().err
 
 
 def test_real_data_without_a_folder_is_asked_for(tmp_path):

@@ -53,7 +53,7 @@ class StemViT(nn.Module):
         for out, s in zip(shape.stem, shape.strides):
             layers += [nn.Conv2d(channels, out, 3, s, 1, bias=False), nn.BatchNorm2d(out), nn.GELU()]
             channels = out
-        self.stem = nn.Sequential(*layers)
+        self.stem = nn.Sequential(*layers).to(memory_format=torch.channels_last)
         self.grid, self.width = (size[0]//stride, size[1]//stride), shape.width
         self.embed = nn.Conv2d(channels, shape.width, shape.patch, shape.patch)
         self.pos_embed = nn.Parameter(.02*torch.randn(1, self.grid[0]*self.grid[1], shape.width))
@@ -64,7 +64,8 @@ class StemViT(nn.Module):
         images: torch.Tensor, # (B, 3, H, W) float
     ) -> torch.Tensor: # (B, P, width) contextual patch tokens, row by row
         "The tokens $t_j$ that Eq. 6 averages."
-        x = self.embed(self.stem(images)).flatten(2).transpose(1, 2)
+        x = self.stem(images.contiguous(memory_format=torch.channels_last))     # the layout that convolution kernels are fastest on
+        x = self.embed(x).flatten(2).transpose(1, 2)
         return self.norm(self.blocks(x + self.pos_embed))
 
     def forward(self,

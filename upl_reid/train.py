@@ -8,7 +8,7 @@ __all__ = ['METHODS', 'PseudoLabels', 'Batch', 'Method', 'Supervised', 'register
            'run_epoch', 'pretrain', 'adapt']
 
 # %% ../nbs/90_train.ipynb #9dff4447
-import time
+import inspect, time
 from dataclasses import dataclass, replace
 from typing import Callable
 
@@ -74,6 +74,12 @@ class Method(nn.Module):
     ):
         super().__init__()
         self.encoder, self.slow, self.momentum, self.scale, self.average = encoder, slow_copy(encoder), momentum, scale, average
+
+    @classmethod
+    def arguments(cls) -> dict: # name -> default
+        "What a run may set, collected from the constructors of the class and its bases."
+        made = [inspect.signature(c.__init__).parameters.items() for c in reversed(cls.__mro__) if issubclass(c, Method) and "__init__" in vars(c)]
+        return {name: p.default for signature in made for name, p in signature if p.default is not p.empty and name != "meta"}
 
     def embedder(self) -> Encoder:
         "The model that is clustered with and evaluated."
@@ -221,11 +227,12 @@ def unpack_optimiser(
     prefix: str, # of the names
 ):
     "Restore what `pack_optimiser` packed."
-    state = {}
+    state, parameters = {}, [p for g in optimiser.param_groups for p in g["params"]]
     for name, v in tensors.items():
         if name.startswith(prefix + "."):
             i, k = name[len(prefix) + 1:].split(".")
-            state.setdefault(int(i), {})[k] = v.clone()
+            like = parameters[int(i)] if v.shape == parameters[int(i)].shape else v       # a fused step needs moments in their parameter's memory layout
+            state.setdefault(int(i), {})[k] = torch.empty_like(like, dtype=v.dtype).copy_(v)
     optimiser.load_state_dict(dict(state=state, param_groups=optimiser.state_dict()["param_groups"]))
 
 def pack_labels(
@@ -248,7 +255,6 @@ def start_round(
     budget: Budget, # learning rate
 ) -> torch.optim.Optimizer: # of everything that lives for one round only
     "Begin a round: the classifier and the memory of its optimiser are new."
-    before = set(dict(method.named_parameters()))
     method.start_round(labels)
     known = {id(p) for p in method.encoder.parameters()}
     new = [p for p in method.parameters() if p.requires_grad and id(p) not in known]
@@ -314,7 +320,7 @@ def fit(
                 sums = run_epoch(method, bank, camids_d, labels, plan, augment, (optimiser, head), budget, e, steps, seed_for(seed, title, e), bar)
             means = {k: v/steps for k, v in sums.items()}
             if not np.isfinite(list(means.values())).all():
-                raise RunError(f"{title}: a loss is no longer finite in epoch {e + 1} ({means}); lower the learning rate, and resume from the last checkpoint")
+                raise RunError(f"{title}: a loss is no longer finite in epoch {e + 1} ({means}); the last good epoch is kept, look at its history before trying a preset with a lower learning rate")
             row = dict(epoch=e + 1, lr=optimiser.param_groups[1]["lr"], classes=len(labels.centroids), unused=float((labels.hard < 0).float().mean()),
                        seconds=time.perf_counter() - started, relabel_seconds=clustered, **means)
             save(checkpoint(method, optimiser, head, labels), row, round)

@@ -6,6 +6,7 @@
 __all__ = ['hybrid_labels', 'weigh_labels', 'mixup_loss', 'Settings', 'as_written', 'UPL', 'loss_weight_gradient']
 
 # %% ../../nbs/methods/upl.ipynb #1ac4909e
+import inspect
 from dataclasses import asdict, dataclass, fields
 
 import torch
@@ -72,13 +73,14 @@ def mixup_loss(
     neighbours: int, # partners are drawn among so many nearest
     beta: float, # of the Beta distribution
     normalise: str, # "weight" or "count", as in `soft_cross_entropy`
+    unit: bool = True, # bring mixtures back to unit length
 ) -> Tensor: # scalar
     "Uncertainty-calibrated mixup: cross-entropy plus triplet on mixed features (Eq. 11)."
     j = choose_partners(features, neighbours, seed_for(batch.seed, "partner"))
     lam = sample_lambda(len(j), beta, seed_for(batch.seed, "lambda")).to(features.device)
     mixed, soft = mix(features, features[j], batch.soft, batch.soft[j], batch.weight, batch.weight[j], lam)
     weight = mixed_weight(batch.weight, batch.weight[j], lam)
-    mixed = F.normalize(mixed, dim=1)
+    if unit: mixed = F.normalize(mixed, dim=1)
     return (soft_cross_entropy(method.logits(mixed), soft, weight, normalise)
             + weighted_triplet(mixed, soft.argmax(1), weight, references=features, reference_labels=batch.hard, normalise=normalise))
 
@@ -90,11 +92,13 @@ class Settings:
     moco: bool = True         # section 3.6
     srmo: bool = True         # section 3.7; False: all losses weigh 1
     neighbours: int = 5       # k of mixup's partners
+    unit_mix: bool = True     # bring mixed features back to unit length; Eq. 11 as written does not
     beta: float = 0.4         # of mixup's Beta distribution
     queue: int = 8192         # largest number of keys in the memory
     share: float = 0.5        # largest number of keys as a share of the training images
     tau: float = 0.07         # temperature of InfoNCE; the paper gives none
     ignore_same_camera: bool = True # leave keys of the anchor's own label and camera out of Eq. 12's denominator
+    weigh_nce: bool = True    # weigh InfoNCE's anchors like the other losses; Eq. 12 as written does not
     normalise: str = "weight" # divide weighted losses by the sum of weights; "count": by N, Eq. 10 as written
     every: int = 10           # T_m, steps between meta steps
     meta_lr: float = 0.05     # gamma
@@ -106,7 +110,7 @@ class Settings:
 # %% ../../nbs/methods/upl.ipynb #8556ceca
 def as_written() -> dict: # for `RunConfig.method_args`
     "Arguments that follow the paper to the letter (sections 3.4-3.7 and 4)."
-    return dict(labels=dict(center=False, k1=20, k2=6, eps=.6, min_samples=4, components=50, temperature=None), share=1., ignore_same_camera=False,
+    return dict(labels=dict(center=False, k1=20, k2=6, eps=.6, min_samples=4, components=50, temperature=None), share=1., ignore_same_camera=False, unit_mix=False, weigh_nce=False,
                 normalise="count", meta_lr=1e-2, regulariser=1., raw=True, average=False)
 
 # %% ../../nbs/methods/upl.ipynb #850fff8f
@@ -125,6 +129,8 @@ class UPL(Method):
         self.settings = s = Settings(**{k: v for k, v in kwargs.items() if k in known})
         super().__init__(encoder, **{k: v for k, v in kwargs.items() if k not in known})
         if s.srmo and meta is None: raise ConfigError("SRMO needs a meta-set of held-out source identities; pass meta=(bank, pids, camids) or srmo=False")
+        wrong = sorted(set(labels or {}) - set(UPL.arguments()["labels"]))
+        if wrong: raise ConfigError(f"hybrid_labels has no argument {wrong[0]!r}; it has {', '.join(UPL.arguments()['labels'])}")
         self.meta, self.label_args, self.memory = meta, labels or {}, None
         names = ("ce", "triplet") + ("mix",)*s.mixup + ("nce",)*s.moco
         self.srmo = SRMO(names, s.meta_lr, s.meta_beta, s.every, regulariser=s.regulariser, raw=s.raw) if s.srmo else None
@@ -162,8 +168,8 @@ class UPL(Method):
         s = self.settings
         out = dict(ce=soft_cross_entropy(self.logits(features), batch.soft, batch.weight, s.normalise),
                    triplet=weighted_triplet(features, batch.hard, batch.weight, normalise=s.normalise))
-        if s.mixup: out["mix"] = mixup_loss(self, features, batch, s.neighbours, s.beta, s.normalise)
-        if s.moco: out["nce"] = cross_camera_info_nce(features, batch.hard, batch.camids, *self.memory.keys(self.hard), s.tau, batch.weight, s.ignore_same_camera)
+        if s.mixup: out["mix"] = mixup_loss(self, features, batch, s.neighbours, s.beta, s.normalise, s.unit_mix)
+        if s.moco: out["nce"] = cross_camera_info_nce(features, batch.hard, batch.camids, *self.memory.keys(self.hard), s.tau, batch.weight if s.weigh_nce else None, s.ignore_same_camera)
         return out
 
     def loss_weights(self) -> dict: # name -> scalar tensor
@@ -171,6 +177,12 @@ class UPL(Method):
         return {} if self.srmo is None else dict(zip(self.srmo.names, self.srmo.weights()))
 
     as_written = staticmethod(as_written)
+
+    @classmethod
+    def arguments(cls) -> dict: # name -> default
+        "What a run may set: labels' arguments, `Settings`, and `Method`'s."
+        labels = {k: p.default for k, p in inspect.signature(hybrid_labels).parameters.items() if p.default is not p.empty}
+        return {**super().arguments(), **asdict(Settings()), "labels": labels}
 
 # %% ../../nbs/methods/upl.ipynb #05d9952c
 def loss_weight_gradient(
