@@ -110,7 +110,7 @@ class Settings:
 # %% ../../nbs/methods/upl.ipynb #8556ceca
 def as_written() -> dict: # for `RunConfig.method_args`
     "Arguments that follow the paper to the letter (sections 3.4-3.7 and 4)."
-    return dict(labels=dict(center=False, k1=20, k2=6, eps=.6, min_samples=4, components=50, temperature=None), share=1., ignore_same_camera=False, unit_mix=False, weigh_nce=False,
+    return dict(labels=dict(center=False, k1=8, eps=.6, min_samples=4, components=50, temperature=None), share=1., ignore_same_camera=False, unit_mix=False, weigh_nce=False,
                 normalise="count", meta_lr=1e-2, regulariser=1., raw=True, average=False)
 
 # %% ../../nbs/methods/upl.ipynb #850fff8f
