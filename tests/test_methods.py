@@ -9,7 +9,7 @@ from upl_reid.backbone import build_encoder
 from upl_reid.cluster import camera_center
 from upl_reid.core import ConfigError, DataError, seed_for
 from upl_reid.methods.baseline import GlobalDBSCAN, hard_pseudo_labels
-from upl_reid.methods.upl import UPL, Settings, hybrid_labels, loss_weight_gradient, mixup_loss, weigh_labels
+from upl_reid.methods.upl import HybridLabels, UPL, Settings, hybrid_labels, loss_weight_gradient, mixup_loss, weigh_labels
 from upl_reid.mixup import choose_partners, sample_lambda
 from upl_reid.train import Batch, PseudoLabels
 
@@ -212,6 +212,14 @@ def test_as_written_is_the_letter():
     assert args["labels"]["components"] == 50 and args["labels"]["min_samples"] == 4 and args["labels"]["eps"] == .6 and args["labels"]["temperature"] is None
     s = method.settings
     assert (s.normalise, s.ignore_same_camera, s.neighbours, s.beta, s.every, s.queue) == ("count", False, 5, .4, 10, 8192)
+
+
+def test_hybrid_labels_alone_are_a_method():
+    x, _, cam = crowd()
+    method = HybridLabels(build_encoder("micro", SIZE, 24), labels=dict(alpha=None))
+    labels, same = method.relabel(x, cam, 0), hybrid_labels(x, cam, alpha=None)
+    assert torch.equal(labels.hard, same.hard) and torch.equal(labels.weight, same.weight)
+    with pytest.raises(ConfigError, match="'ep'"): HybridLabels(build_encoder("micro", SIZE, 8), labels=dict(ep=.5))
 
 
 def test_unknown_arguments_are_refused():

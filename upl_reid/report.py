@@ -136,7 +136,7 @@ def provenance(
         "| | |", "|---|---|",
         f"| preset | {', '.join(sorted({r.config.preset for r in runs}))} |",
         f"| seeds | {', '.join(map(str, sorted({r.config.seed for r in runs})))}{' (a single run a cell)' if len({r.config.seed for r in runs}) == 1 else ''} |",
-        f"| commit | {distinct('commit')}{' (library changed since)' if any(e['changed'] for e in sessions) else ''} |",
+        f"| commit | {distinct('commit')}{' (in part with uncommitted changes)' if any(e['changed'] for e in sessions) else ''} |",
         f"| hardware | {distinct('hardware')} |",
         f"| packages | python {distinct('python')}, {packages} |",
         f"| time | {spent:.0f} s of training, summed over runs; this notebook took {seconds:.0f} s, with what the store already had |",

@@ -478,6 +478,7 @@ def run_in_workers(
         if words := log.read_text().strip(): print(words, file=sys.stderr)
         log.unlink()
 
+# %% ../nbs/91_runs.ipynb #68f4a159
 def show_epochs(
     bars: dict, # run's id -> bar, changed in place
     running: dict, # run's id -> RunConfig and directory
