@@ -21,6 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 import upl_reid.methods
@@ -381,9 +382,10 @@ def get_run(
         write_atomic(path/"config.json", json.dumps(asdict(config), indent=1))
         sessions = json.loads((path/"environment.json").read_text()) if (path/"environment.json").exists() else []
         write_atomic(path/"environment.json", json.dumps([*sessions, environment(device)], indent=1))
+        limit = PRESETS[config.preset].threads if device.type == "cpu" else None
         try:
-            if device.type == "cpu" and PRESETS[config.preset].threads: torch.set_num_threads(PRESETS[config.preset].threads)
-            _work(config, path, device, roots, store, progress)
+            if limit: torch.set_num_threads(limit)
+            with threadpool_limits(limit): _work(config, path, device, roots, store, progress)     # numpy's threads round differently too
         finally: torch.set_num_threads(threads)
     return Run(config, path)
 
