@@ -7,7 +7,7 @@ __all__ = ['check_parameters', 'coerce', 'workplace', 'find_roots', 'collect', '
            'provenance', 'write_report', 'markdown']
 
 # %% ../nbs/92_report.ipynb #cb27accf
-import json, math, tempfile
+import json, tempfile
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,7 +16,7 @@ import pandas as pd
 
 from .core import ConfigError, in_test, project_root, write_atomic
 from .metrics import bootstrap_interval
-from .runs import METHODS, PRESETS, Run, RunConfig, get_runs, load_methods, store_root
+from .runs import Run, RunConfig, get_runs, store_root
 
 # %% ../nbs/92_report.ipynb #45dc5bd1
 def check_parameters(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..backbone import Encoder
 from ..cluster import camera_center, cluster_centroids, dbscan, jaccard_distance
-from ..core import DataError, to_numpy
+from ..core import DataError
 from ..train import Method, PseudoLabels, Supervised, register
 
 # %% ../../nbs/methods/baseline.ipynb #5312ddff

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from ..backbone import Encoder
 from ..cluster import camera_center, camera_dbscan, cluster_camids, cluster_centroids, group_images, merge_across_cameras
-from ..core import ConfigError, DataError, seed_for, to_numpy
+from ..core import ConfigError, DataError, seed_for
 from ..images import plan_batches, prepare
 from ..losses import soft_cross_entropy, supervised_contrastive, weighted_triplet
 from ..memory import MemoryBank, cross_camera_info_nce
 from ..mixup import choose_partners, mix, mixed_weight, sample_lambda
 from ..srmo import SRMO, meta_gradient
-from ..train import Batch, Method, PseudoLabels, register
+from ..train import Batch, Method, PseudoLabels, register, unknown
 from ..uncertainty import fit_components, fit_mixture, soft_labels, uncertainty_weight
 
 # %% ../../nbs/methods/upl.ipynb #feadaae6
@@ -75,9 +75,7 @@ class HybridLabels(Method):
         **kwargs, # of `Method`
     ):
         super().__init__(encoder, **kwargs)
-        known = HybridLabels.arguments()["labels"]
-        wrong = sorted(set(labels or {}) - set(known))
-        if wrong: raise ConfigError(f"hybrid_labels has no argument {wrong[0]!r}; it has {', '.join(known)}")
+        unknown("hybrid_labels", labels or {}, HybridLabels.arguments()["labels"])
         self.label_args = labels or {}
 
     @classmethod
