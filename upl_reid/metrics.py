@@ -105,6 +105,7 @@ class RetrievalScores:
     cmc: dict[int, float] # rank -> share of the evaluated queries with a match at or before it
     skipped: int # queries that have no match in another camera; they enter no mean
     ap: np.ndarray = field(repr=False, compare=False) # float64, one for each evaluated query, in the order of the queries
+    evaluated: np.ndarray = field(repr=False, compare=False) # int64, which queries those are
 
     def __str__(self):
         ranks = ", ".join(f"rank-{k} {100*share:.1f}" for k, share in self.cmc.items())
@@ -133,16 +134,18 @@ def _evaluate(
     if not all(isinstance(k, (int, np.integer)) and k >= 1 for k in ranks): raise ConfigError(f"ranks are {ranks!r}; expected integers from 1")
     names = ("query pids", "query camids", "gallery pids", "gallery camids")
     labels = [torch.from_numpy(_labels(x, n, name)) for x, n, name in zip(labels, np.repeat(shape, 2), names)]
-    found, n = torch.empty(3, shape[0], dtype=torch.float64), 0 # filled in place: small results kept between large blocks fragment the heap
+    found, n, kept = torch.empty(3, shape[0], dtype=torch.float64), 0, [] # filled in place: small results kept between large blocks fragment the heap
     for start, stop in _blocks(*shape):
         distance = rows(start, stop)
         block = [x[start:stop] for x in labels[:2]] + labels[2:]
-        for row, values in zip(found, match_scores(ranked_hits(distance, *(x.to(distance.device) for x in block)))): row[n:n + len(values)] = values
+        hit = ranked_hits(distance, *(x.to(distance.device) for x in block))
+        kept.append(start + hit.any(dim=1).nonzero()[:, 0].cpu().numpy())
+        for row, values in zip(found, match_scores(hit)): row[n:n + len(values)] = values
         n += len(values)
     if n == 0: raise DataError(_why_all_skipped(*labels))
     ap, inp, first = found[:, :n].numpy().copy()
     cmc = {int(k): float((first <= k).mean()) for k in ranks}
-    return RetrievalScores(float(ap.mean()), float(inp.mean()), cmc, shape[0] - len(ap), ap)
+    return RetrievalScores(float(ap.mean()), float(inp.mean()), cmc, shape[0] - len(ap), ap, np.concatenate(kept))
 
 # %% ../nbs/80_metrics.ipynb #ac7a2585
 def evaluate_distances(
@@ -455,19 +458,27 @@ def same_camera_chance(
 
 # %% ../nbs/80_metrics.ipynb #c2a0a589
 def bootstrap_interval(
-    a, # (N,) values, such as `RetrievalScores.ap`
-    b=None, # (N,) values of the same queries; given: the interval is for the mean of a - b
+    a, # (N,) values, such as `RetrievalScores.ap`, or (S, N): a row for each of S training runs
+    b=None, # values of the same shape and queries; given: the interval is for the mean of a - b
+    groups=None, # (N,) identity of each query: whole identities are resampled; None: queries
     n: int = 2000, # resamples
     level: float = 0.95, # share of the resampled means inside, in (0, 1)
     seed: int = 0, # of the resampling
 ) -> tuple[float, float]: # low, high
     "Percentile bootstrap interval of a mean or a paired difference. Raises `DataError` for empty, unequal or non-finite input, `ConfigError` for n or level."
     a = to_numpy(a).astype(np.float64)
-    b = np.zeros_like(a) if b is None else to_numpy(b).astype(np.float64)
-    if a.ndim != 1 or a.shape != b.shape or not a.size: raise DataError(f"values have shapes {a.shape} and {b.shape}; expected the same (N,) with N > 0")
-    if not np.isfinite(a - b).all(): raise DataError("values are not all finite; leave skipped queries out of both sides")
+    d = np.atleast_2d(a if b is None or np.shape(b) != a.shape else a - to_numpy(b))
+    groups = np.arange(d.shape[1]) if groups is None else to_numpy(groups)
+    if a.ndim not in (1, 2) or not a.size or (b is not None and np.shape(b) != a.shape): raise DataError(f"values have shapes {a.shape} and {np.shape(b)}; expected the same (N,) or (S, N) with N > 0")
+    if groups.shape != d.shape[1:]: raise DataError(f"{groups.size} identities for {d.shape[1]} queries; pass one each")
+    if not np.isfinite(d).all(): raise DataError("values are not all finite; leave skipped queries out of both sides")
     if n < 1 or not 0 < level < 1: raise ConfigError(f"n is {n} and level {level}; expected n >= 1 and 0 < level < 1")
-    rng = np.random.default_rng(seed_for("bootstrap", seed))
-    means = [(a - b)[rng.integers(0, len(a), len(a))].mean() for _ in range(n)]
+    rng, (runs, _) = np.random.default_rng(seed_for("bootstrap", seed)), d.shape
+    group = np.unique(groups, return_inverse=True)[1]
+    size = np.bincount(group)
+    sums = np.stack([np.bincount(group, row) for row in d])                             # (S, identities)
+    drawn = rng.multinomial(len(size), np.full(len(size), 1/len(size)), n)              # how often each identity
+    share = rng.multinomial(runs, np.full(runs, 1/runs), n)/runs                        # and each run
+    means = ((share @ sums)*drawn).sum(1)/(drawn @ size)
     low, high = np.quantile(means, [(1 - level)/2, (1 + level)/2])
     return float(low), float(high)

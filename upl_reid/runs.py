@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PRESETS', 'Preset', 'load_methods', 'RunConfig', 'store_root', 'open_domain', 'fingerprint', 'run_path',
            'environment', 'cpu_name', 'Run', 'read_rows', 'read_tensors', 'write_tensors', 'saver', 'resume_point',
-           'measure', 'label_scores', 'make_method', 'cores', 'peak_memory', 'waiting_lock', 'get_run', 'get_runs',
-           'worker', 'start_worker', 'delegate', 'run_in_workers', 'show_epochs']
+           'embed_test', 'retrieve', 'agreement_loss', 'label_scores', 'make_method', 'cores', 'peak_memory',
+           'waiting_lock', 'get_run', 'get_runs', 'worker', 'start_worker', 'delegate', 'run_in_workers', 'show_epochs']
 
 # %% ../nbs/91_runs.ipynb #fef6acac
 import contextlib, hashlib, importlib, json, os, pkgutil, platform, subprocess, sys, time
@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
@@ -25,10 +26,12 @@ from tqdm.auto import tqdm
 
 import upl_reid.methods
 from .backbone import Encoder, build_encoder
+from .cluster import camera_center
 from .core import ConfigError, RunError, pick_device, project_root, write_atomic
 from .data import Domain, Split, load_domain, split_identities
 from .images import ImageBank
-from .metrics import RetrievalScores, cluster_quality, evaluate_retrieval, pseudo_label_ece
+from .memory import cross_camera_info_nce, cross_camera_masks
+from .metrics import RetrievalScores, cluster_quality, evaluate_distances, evaluate_retrieval, pseudo_label_ece, rerank
 from .synth import write_domain
 from .train import METHODS, Budget, Method, adapt, embed, pretrain, unknown, unpack_labels
 
@@ -93,7 +96,7 @@ class RunConfig:
     def id(self) -> str:
         "Sixteen hexadecimal digits."
         args = {**self.defaults, **{k: {**self.defaults[k], **v} if isinstance(v, dict) and self.defaults[k] else v for k, v in self.method_args.items()}}
-        text = json.dumps(dict(format=1, config={**asdict(self), "method_args": args}, preset=asdict(PRESETS[self.preset])), sort_keys=True)
+        text = json.dumps(dict(format=2, config={**asdict(self), "method_args": args}, preset=asdict(PRESETS[self.preset])), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def __hash__(self): return hash(self.id)
@@ -191,9 +194,18 @@ class Run:
         "One entry for each session that worked on it."
         return json.loads((self.path/"environment.json").read_text())
 
+    @property
+    def labels(self) -> dict:
+        "Quality of the last clustering, see `label_scores`; empty if nothing was clustered."
+        return (self.metrics["rounds"] or [{}])[-1]
+
     def rounds(self) -> list: # of dicts of tensors: features, labels.hard, labels.weight, ...
         "Features and pseudo-labels of each clustering."
         return [read_tensors(f)[0] for f in sorted((self.path/"rounds").glob("*.safetensors"))]
+
+    def test_features(self) -> dict: # query (Q, d) and gallery (G, d), float32, unit length
+        "Features of the target's test images."
+        return read_tensors(self.path/"test.safetensors")[0]
 
     def encoder(self,
         device: str | torch.device = "cpu", # where to put it
@@ -256,28 +268,61 @@ def resume_point(
     return dict(state=state, epoch=epoch)
 
 # %% ../nbs/91_runs.ipynb #6ea0ae38
-def measure(
+def embed_test(
     encoder: Encoder, # to evaluate
     domain: Domain, # query and gallery
     size: tuple, # of the images
     device: torch.device, # where
+) -> dict: # query (Q, d) and gallery (G, d)
+    "Features of a domain's test images."
+    return {name: embed(encoder, ImageBank(getattr(domain, name).paths, size, device)) for name in ("query", "gallery")}
+
+def retrieve(
+    features: dict, # of `embed_test` or `Run.test_features`
+    domain: Domain, # the same images, with identities and cameras
+    how: str = "plain", # "plain", "centred": each camera's mean subtracted, or "reranked": k-reciprocal re-ranking
 ) -> RetrievalScores:
-    "Retrieval scores of a model on a domain's test split."
-    q, g = (embed(encoder, ImageBank(s.paths, size, device)) for s in (domain.query, domain.gallery))
-    return evaluate_retrieval(q, domain.query.pids, domain.query.camids, g, domain.gallery.pids, domain.gallery.camids)
+    "Retrieval scores on a domain's test split. Raises `ConfigError` for another `how`."
+    q, g = domain.query, domain.gallery
+    query, gallery = features["query"], features["gallery"]
+    if how == "reranked": return evaluate_distances(rerank(query, gallery), q.pids, q.camids, g.pids, g.camids)
+    if how not in ("plain", "centred"): raise ConfigError(f"how={how!r}: choose 'plain', 'centred' or 'reranked'")
+    if how == "centred":
+        camids = torch.as_tensor(np.concatenate([q.camids, g.camids]), device=query.device)
+        query, gallery = camera_center(torch.cat([query, gallery]), camids).split([len(query), len(gallery)])
+    return evaluate_retrieval(query, q.pids, q.camids, gallery, g.pids, g.camids)
+
+# %% ../nbs/91_runs.ipynb #9fc4ca91
+def agreement_loss(
+    features: torch.Tensor, # (N, d) unit length
+    labels: np.ndarray, # (N,) -1: none
+    camids: np.ndarray, # (N,)
+    tau: float = 0.07, # temperature
+    block: int = 1024, # anchors at a time
+) -> float:
+    "Cross-camera InfoNCE (Eq. 12) of a whole training set against itself, own label and camera left out; mean over the anchors that have a positive."
+    y, c = torch.tensor(labels), torch.tensor(camids)
+    means, counts = [], []
+    for s in range(0, len(y), block):
+        rows = slice(s, s + block)
+        means.append(cross_camera_info_nce(features[rows], y[rows], c[rows], features, y, c, tau, ignore_same_camera=True))
+        counts.append((cross_camera_masks(y[rows], c[rows], y, c)[0].any(1)).sum())
+    means, counts = torch.stack(means), torch.stack(counts)
+    return float((means*counts).sum()/counts.sum()) if counts.sum() else float("nan")
 
 def label_scores(
     round: dict, # tensors of one clustering
     split: Split, # the target's training split, with identities
 ) -> dict: # plain values
-    "Quality and calibration of one round's pseudo-labels."
-    labels = unpack_labels(round, torch.device("cpu"))
+    "Quality and calibration of one round's pseudo-labels, and Eq. 12 by its own labels (nce) and by the true identities (true_nce)."
+    labels, features = unpack_labels(round, torch.device("cpu")), round["features"].float()
     hard = labels.hard.numpy()
-    out = cluster_quality(round["features"].float(), hard, split.pids, split.camids)
+    out = cluster_quality(features, hard, split.pids, split.camids)
     out["ece"] = float("nan") if labels.soft is None else pseudo_label_ece(labels.soft.numpy(), hard, split.pids)
+    out["nce"], out["true_nce"] = agreement_loss(features, hard, split.camids), agreement_loss(features, split.pids, split.camids)
     return {k: float(v) for k, v in out.items()}
 
-# %% ../nbs/91_runs.ipynb #9fc4ca91
+# %% ../nbs/91_runs.ipynb #196c685b
 def make_method(
     config: RunConfig, # of an adaptation
     held: Split, # held-out source identities
@@ -307,7 +352,7 @@ def peak_memory(
     import resource
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20/(1024 if sys.platform == "darwin" else 1)
 
-# %% ../nbs/91_runs.ipynb #0b88fdec
+# %% ../nbs/91_runs.ipynb #ff00a1d1
 def _work(config, path, device, roots, store, progress):
     "Train and measure one run in its directory; resumes what is there."
     preset = PRESETS[config.preset]
@@ -326,15 +371,17 @@ def _work(config, path, device, roots, store, progress):
             adapt(trained, target.train.withhold(), bank, preset.adapt, config.seed, f"{config.method} {config.source}->{config.target}", save=saver(path), progress=progress, **resume_point(path))
         else: trained.to(device)
     write_tensors(path/"model.safetensors", trained.embedder().state_dict())
-    scores = measure(trained.embedder(), target, preset.size, device)
-    rounds = sorted((path/"rounds").glob("*.safetensors")) if config.method != "pretrain" else []
-    quality = label_scores(read_tensors(rounds[-1])[0], target.train) if rounds else {}
-    result = dict(mAP=scores.mAP, mINP=scores.mINP, cmc={str(k): v for k, v in scores.cmc.items()}, skipped=scores.skipped, ap=scores.ap.tolist(),
-                  labels=quality, seconds=sum(r["seconds"] for r in read_rows(path/"history.jsonl")), peak_memory=peak_memory(device), finished=time.time())
+    features = embed_test(trained.embedder(), target, preset.size, device)
+    write_tensors(path/"test.safetensors", features)
+    scores = retrieve(features, target)
+    files = sorted((path/"rounds").glob("*.safetensors")) if config.method != "pretrain" else []
+    rounds = [dict(epoch=int(f.stem), **label_scores(read_tensors(f)[0], target.train)) for f in files]
+    result = dict(mAP=scores.mAP, mINP=scores.mINP, cmc={str(k): v for k, v in scores.cmc.items()}, skipped=scores.skipped,
+                  ap=scores.ap.tolist(), pids=target.query.pids[scores.evaluated].tolist(), rounds=rounds, seconds=sum(r["seconds"] for r in read_rows(path/"history.jsonl")), peak_memory=peak_memory(device), finished=time.time())
     write_atomic(path/"metrics.json", json.dumps(result))
     (path/"checkpoint.safetensors").unlink(missing_ok=True)
 
-# %% ../nbs/91_runs.ipynb #196c685b
+# %% ../nbs/91_runs.ipynb #28676bcd
 @contextlib.contextmanager
 def waiting_lock(
     path: Path, # lock file
@@ -349,7 +396,7 @@ def waiting_lock(
     try: yield
     finally: lock.release()
 
-# %% ../nbs/91_runs.ipynb #47aecf4c
+# %% ../nbs/91_runs.ipynb #674081d7
 def get_run(
     config: RunConfig, # what is wanted
     *,
@@ -376,7 +423,7 @@ def get_run(
         finally: torch.set_num_threads(threads)
     return Run(config, path)
 
-# %% ../nbs/91_runs.ipynb #de40c12a
+# %% ../nbs/91_runs.ipynb #68f4a159
 def get_runs(
     configs: list, # of RunConfig
     *,
@@ -398,7 +445,7 @@ def get_runs(
         if jobs > 1 and len(todo) > 1: run_in_workers(todo, jobs, store, progress, device=device, roots=roots)
     return [get_run(c, device=device, roots=roots, store=store, progress=progress) for c in configs]
 
-# %% ../nbs/91_runs.ipynb #28676bcd
+# %% ../nbs/91_runs.ipynb #53d6c4fb
 def worker():
     "Body of a worker process: one JSON task a line on standard input, one line back when it is done."
     torch.set_num_threads(1)
@@ -428,7 +475,7 @@ def delegate(
         words = log.read_text().strip().splitlines()
         raise RunError(f"{config} failed: {words[-1] if words else f'exit code {process.returncode}'} (all of it: {log})")
 
-# %% ../nbs/91_runs.ipynb #cd3cd734
+# %% ../nbs/91_runs.ipynb #e3577cc6
 def run_in_workers(
     todo: list, # of RunConfig
     jobs: int, # processes
@@ -467,7 +514,7 @@ def run_in_workers(
         if words := log.read_text().strip(): print(words, file=sys.stderr)
         log.unlink()
 
-# %% ../nbs/91_runs.ipynb #68f4a159
+# %% ../nbs/91_runs.ipynb #79ba8a66
 def show_epochs(
     bars: dict, # run's id -> bar, changed in place
     running: dict, # run's id -> RunConfig and directory

@@ -94,6 +94,7 @@ class SRMO(nn.Module):
         self.register_buffer("logits", torch.ones(len(names)) if raw else torch.zeros(len(names)))
         self.register_buffer("average", torch.zeros(len(names)))
         self.register_buffer("updates", torch.tensor(0))
+        self.register_buffer("heading", torch.zeros(len(names)))    # sum of the meta-gradients' directions
 
     def weights(self) -> Tensor: # (n,)
         "Lambda: n softmax(logits), or the logits themselves if raw."
@@ -124,13 +125,19 @@ class SRMO(nn.Module):
     ) -> None:
         "One meta step (Eq. 16 on Eq. 18)."
         slope = gradient.to(self.logits)
+        unit = slope/slope.norm().clamp_min(torch.finfo(slope.dtype).tiny)
+        self.heading.add_(unit)
+        self.updates.add_(1)
         if not self.raw:
-            slope = slope/slope.norm().clamp_min(torch.finfo(slope.dtype).tiny)
-            self.average.mul_(self.momentum).add_(slope, alpha=1 - self.momentum)
-            self.updates.add_(1)
+            self.average.mul_(self.momentum).add_(unit, alpha=1 - self.momentum)
             slope = self.average/(1 - self.momentum**self.updates)
             p = self.logits.softmax(0)
             slope = len(p)*p*(slope - p @ slope)
         slope = slope + self.regulariser*self.beta*entropy_slope(self.logits)
         slope = slope*(self.clip/slope.norm().clamp_min(self.clip))
         self.logits.sub_(self.lr*slope)
+
+    def signal_to_noise(self) -> Tensor: # scalar, 0 before the second meta step
+        "Length of the mean direction of all meta-gradients so far over the standard deviation around it; pure noise gives about 1/sqrt(meta steps)."
+        mean = self.heading.norm()/self.updates.clamp(min=1)
+        return mean/(1 - mean.square()).clamp_min(1e-12).sqrt()*(self.updates > 1)

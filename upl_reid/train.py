@@ -123,6 +123,10 @@ class Method(nn.Module):
         "Weights of the sum that is minimised (Eq. 13)."
         return {}
 
+    def figures(self) -> dict: # name -> number
+        "What a method wants in its history beside its losses, asked at the end of every epoch."
+        return {}
+
     def after_step(self,
         batch: Batch,
     ):
@@ -333,7 +337,7 @@ def fit(
             if not np.isfinite(list(means.values())).all():
                 raise RunError(f"{title}: a loss is no longer finite in epoch {e + 1} ({means}); the last good epoch is kept, look at its history before trying a preset with a lower learning rate")
             row = dict(epoch=e + 1, lr=optimiser.param_groups[1]["lr"], classes=len(labels.centroids), unused=float((labels.hard < 0).float().mean()),
-                       seconds=time.perf_counter() - started, relabel_seconds=clustered, **means)
+                       seconds=time.perf_counter() - started, relabel_seconds=clustered, **means, **method.figures())
             save(checkpoint(method, optimiser, head, labels), row, round)
     return method
 
