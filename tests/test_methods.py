@@ -9,7 +9,7 @@ from upl_reid.backbone import build_encoder
 from upl_reid.cluster import camera_center
 from upl_reid.core import ConfigError, DataError, seed_for
 from upl_reid.methods.baseline import GlobalDBSCAN, hard_pseudo_labels
-from upl_reid.methods.upl import HybridLabels, UPL, Settings, hybrid_labels, loss_weight_gradient, mixup_loss, weigh_labels
+from upl_reid.methods.upl import GlobalUPL, HybridLabels, UPL, Settings, held_out_loss, hybrid_labels, loss_weight_gradient, mixup_loss, weigh_labels
 from upl_reid.mixup import choose_partners, sample_lambda
 from upl_reid.train import Batch, PseudoLabels
 
@@ -130,6 +130,42 @@ def test_mixup_loss_is_its_definition():
         neg = [np.sqrt(((mixed - f[m])**2).sum()) for m in range(len(f)) if hard[m] != label]
         if pos and neg: triplet += (a + b)*max(0, max(pos) - min(neg) + .3); anchors += a + b
     assert got.item() == pytest.approx(ce/total + triplet/anchors, rel=1e-6)
+
+
+def test_plain_mixup_is_mixup_of_equally_reliable_images():
+    method, batch = step(weigh_mix=False, mix_weight=.3)
+    with torch.no_grad():
+        f = method.encoder(batch.images)
+        equal = Batch(**{**vars(batch), "weight": torch.ones_like(batch.weight)})
+        expected = .3*mixup_loss(method, f, equal, 5, .4, "weight")
+        assert method.losses(f, batch)["mix"].item() == pytest.approx(expected.item()) != .3*mixup_loss(method, f, batch, 5, .4, "weight").item()
+
+
+def test_plain_mixup_leaves_noise_out():
+    method, batch = step()
+    with torch.no_grad():
+        f, hard = method.encoder(batch.images), batch.hard.clone()
+        hard[:3] = -1
+        noisy = Batch(**{**vars(batch), "hard": hard, "weight": torch.where(hard >= 0, 1., 0.).double()})
+        assert mixup_loss(method, f, noisy, 5, .4, "weight", weigh=False) == mixup_loss(method, f, noisy, 5, .4, "weight", weigh=True)
+
+
+def test_held_out_loss_is_fixed_and_leaves_no_trace():
+    method, batch = step(torch.float32)
+    method.encoder.train()
+    before = {k: v.clone() for k, v in method.encoder.state_dict().items()}
+    first, second = held_out_loss(method.encoder, *method.meta), held_out_loss(method.encoder, *method.meta)
+    assert first == second and method.encoder.training and all(torch.equal(v, before[k]) for k, v in method.encoder.state_dict().items())
+    assert method.figures() == dict(meta_loss=held_out_loss(method.slow, *method.meta), meta_snr=0.)
+    assert set(step(srmo=False)[0].to(torch.float32).figures()) == {"meta_loss"}
+
+
+def test_without_hybrid_labels_the_labels_are_the_baselines():
+    x, _, cam = crowd(people=20)
+    method = GlobalUPL(nn.Identity(), srmo=False)
+    ours, theirs = method.relabel(x, cam, 0), GlobalDBSCAN(nn.Identity()).relabel(x, cam, 0)
+    assert torch.equal(ours.hard, theirs.hard) and torch.equal(ours.centroids, theirs.centroids) and ours.soft is None
+    assert set(UPL.arguments()) - set(GlobalUPL.arguments()) == {"labels"}
 
 
 def test_losses_are_pure():

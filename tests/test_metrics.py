@@ -37,6 +37,11 @@ def same_scores(found, naive):
     assert found.mAP == pytest.approx(np.mean(aps), rel=1e-12) and found.mINP == pytest.approx(np.mean(inps), rel=1e-12)
     assert found.cmc == pytest.approx(cmc) and found.skipped == skipped
 
+def test_which_queries_were_evaluated():
+    "The second query has no match in another camera; large problems are cut into blocks and must count on."
+    found = evaluate_distances(np.zeros((3, 2)), [1, 2, 3], [0, 0, 0], [1, 3], [1, 1])
+    assert found.evaluated.tolist() == [0, 2] and len(found.ap) == 2
+
 def problem(seed, queries=25, images=90, ids=9, cams=3, dims=5):
     rng = np.random.default_rng(seed)
     return (rng.normal(size=(queries, dims)), rng.integers(1, ids, queries), rng.integers(0, cams, queries),
@@ -402,7 +407,30 @@ def test_bootstrap_is_paired_and_repeatable():
     assert low == pytest.approx(.01) and high == pytest.approx(.01)
     assert bootstrap_interval(hard, seed=3) == bootstrap_interval(hard, seed=3) != bootstrap_interval(hard, seed=4)
 
-@pytest.mark.parametrize("args, error", [(([],), DataError), (([1, 2], [1]), DataError), (([math.nan],), DataError), (([1.], None, 0), ConfigError),
-                                         (([1.], None, 10, 1.), ConfigError)])
+def naive_intervals(d, groups, n, rng):
+    """Draw people and runs one at a time."""
+    ids, means = sorted(set(groups)), []
+    for _ in range(n):
+        runs = [rng.integers(len(d)) for _ in d]
+        values = [d[r][q] for i in (ids[rng.integers(len(ids))] for _ in ids) for q in range(len(groups)) if groups[q] == i for r in runs]
+        means.append(math.fsum(values)/len(values))
+    return np.quantile(means, [.025, .975])
+
+@pytest.mark.parametrize("runs", [1, 3])
+def test_whole_identities_and_runs_are_resampled(runs):
+    rng = np.random.default_rng(4)
+    groups = np.repeat(np.arange(12), rng.integers(1, 9, 12))            # people with unequal numbers of queries
+    d = rng.normal(size=12)[groups] + .3*rng.normal(size=(runs, len(groups))) + .5*rng.normal(size=(runs, 1))
+    found = bootstrap_interval(d if runs > 1 else d[0], groups=groups + 7, n=20000)
+    expected = naive_intervals(d.tolist(), groups.tolist(), 3000, rng)
+    assert found == pytest.approx(expected, abs=.1*(expected[1] - expected[0]))
+
+def test_pairing_is_by_run_and_query():
+    rng = np.random.default_rng(5)
+    b = rng.uniform(size=(3, 50))
+    assert bootstrap_interval(b + .02, b, groups=np.arange(50)//5) == pytest.approx((.02, .02))
+
+@pytest.mark.parametrize("args, error", [(([],), DataError), (([1, 2], [1]), DataError), (([math.nan],), DataError), (([1., 2.], None, [1]), DataError), (([[[1.]]],), DataError), (([1.], None, None, 0), ConfigError),
+                                         (([1.], None, None, 10, 1.), ConfigError)])
 def test_bootstrap_refuses_what_it_cannot_resample(args, error):
     with pytest.raises(error): bootstrap_interval(*args)

@@ -15,7 +15,7 @@ import torch
 from upl_reid import runs
 from upl_reid.core import ConfigError, DataError, RunError
 from upl_reid.metrics import evaluate_retrieval
-from upl_reid.runs import PRESETS, Run, RunConfig, get_run, get_runs, open_domain, read_rows, read_tensors, resume_point, write_tensors
+from upl_reid.runs import PRESETS, Run, RunConfig, get_run, get_runs, open_domain, read_rows, read_tensors, resume_point, retrieve, write_tensors
 from upl_reid.train import Method, register
 
 CONFIG = RunConfig("tiny", "plaza", "campus", "upl", {"every": 2}, 3)
@@ -125,7 +125,36 @@ def test_metrics_are_those_of_the_saved_model(store):
     encoder = run.encoder()
     q, g = (runs.embed(encoder, runs.ImageBank(s.paths, PRESETS["tiny"].size)) for s in (domain.query, domain.gallery))
     scores = evaluate_retrieval(q, domain.query.pids, domain.query.camids, g, domain.gallery.pids, domain.gallery.camids)
+    assert torch.equal(run.test_features()["query"], q) and torch.equal(run.test_features()["gallery"], g)
+    assert run.metrics["pids"] == domain.query.pids.tolist()[:len(run.metrics["ap"])] and scores.skipped == 0
     assert scores.mAP == pytest.approx(run.metrics["mAP"], abs=1e-6) and np.mean(run.metrics["ap"]) == pytest.approx(scores.mAP, abs=1e-6)
+
+
+def test_other_ways_to_rank(store):
+    run, domain = get_run(CONFIG, store=store), open_domain("campus", "tiny", store=store)
+    q, g = domain.query, domain.gallery
+    both = torch.cat([run.test_features()[k] for k in ("query", "gallery")]).double()
+    camids = np.concatenate([q.camids, g.camids])
+    for c in set(camids.tolist()): both[camids == c] -= both[camids == c].mean(0)
+    centred = evaluate_retrieval(both[:len(q.pids)], q.pids, q.camids, both[len(q.pids):], g.pids, g.camids)
+    assert retrieve(run.test_features(), domain, "centred").mAP == pytest.approx(centred.mAP, abs=1e-6)
+    assert retrieve(run.test_features(), domain, "reranked").mAP != retrieve(run.test_features(), domain).mAP == run.metrics["mAP"]
+    with pytest.raises(ConfigError, match="sorted"): retrieve(run.test_features(), domain, "sorted")
+
+
+def test_every_clustering_has_its_scores(store):
+    run, split = get_run(CONFIG, store=store), open_domain("campus", "tiny", store=store).train
+    assert [r["epoch"] for r in run.metrics["rounds"]] == [1, 2] and run.labels == run.metrics["rounds"][-1]
+    features, hard = run.rounds()[0]["features"].double().numpy(), run.rounds()[0]["labels.hard"].tolist()
+    for key, labels in dict(nce=hard, true_nce=split.pids.tolist()).items():
+        losses = []
+        for i, y in enumerate(labels):              # Eq. 12 in loops
+            own = [j for j in range(len(labels)) if y >= 0 and labels[j] == y]
+            positives = [j for j in own if split.camids[j] != split.camids[i]]
+            others = [j for j in range(len(labels)) if j not in own]
+            mass = lambda js: sum(np.exp(features[i] @ features[j]/.07) for j in js)
+            if positives: losses.append(-np.log(mass(positives)/(mass(positives) + mass(others))))
+        assert run.metrics["rounds"][0][key] == pytest.approx(np.mean(losses), rel=1e-3)
 
 
 def test_a_method_shares_its_pretraining_and_direct_transfer_is_that_model(store):
@@ -133,7 +162,7 @@ def test_a_method_shares_its_pretraining_and_direct_transfer_is_that_model(store
     assert (store/base.id/"metrics.json").exists()
     direct = get_run(RunConfig("tiny", "plaza", "campus", "direct", seed=3), store=store, progress=False)
     a, b = (read_tensors(p/"model.safetensors")[0] for p in (direct.path, store/base.id))
-    assert all(torch.equal(a[k], b[k]) for k in a) and direct.history.empty and direct.metrics["labels"] == {}
+    assert all(torch.equal(a[k], b[k]) for k in a) and direct.history.empty and direct.labels == {} and direct.metrics["rounds"] == []
 
 
 def test_two_processes_want_the_same_run(tmp_path):
