@@ -1,5 +1,6 @@
 """Reports: parameters cannot be misspelt, differences carry their interval, files are whole."""
-import json
+import json, platform
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pandas as pd
 import pytest
 
 from upl_reid.core import ConfigError
-from upl_reid.report import check_parameters, coerce, collect, compare, find_roots, in_words, markdown, provenance, summarise, workplace, write_report
+from upl_reid.report import check_parameters, coerce, collect, compare, in_words, markdown, open_table, provenance, summarise, write_report
 from upl_reid.runs import Run, RunConfig
 
 
@@ -41,19 +42,20 @@ def finished(folder, ap, seed=0):
     """A run directory with just enough in it to be read."""
     run = Run(RunConfig("tiny", "plaza", "campus", "direct", {}, seed), folder/f"run{seed}-{len(list(folder.iterdir()))}")
     run.path.mkdir()
-    (run.path/"metrics.json").write_text(json.dumps(dict(mAP=float(np.mean(ap)), ap=list(ap), seconds=1., peak_memory=.5)))
+    (run.path/"metrics.json").write_text(json.dumps(dict(mAP=float(np.mean(ap)), ap=list(ap), pids=list(range(len(ap))), seconds=1., peak_memory=.5)))
     (run.path/"environment.json").write_text(json.dumps([dict(commit="abc", changed=False, hardware="a machine", python="3.11", packages=dict(torch="2"))]))
     return run
 
 
-def test_compare_is_the_paired_difference_of_seed_means(tmp_path):
+def test_compare_is_the_paired_difference_over_runs_and_people(tmp_path):
     rng = np.random.default_rng(0)
     a, b = rng.random((2, 3, 40))
     d, low, high = compare([finished(tmp_path, x, s) for s, x in enumerate(a)], [finished(tmp_path, x, s) for s, x in enumerate(b)])
-    paired = [100*np.mean([a[s][q] - b[s][q] for s in range(3)]) for q in range(40)]
-    assert d == pytest.approx(np.mean(paired)) and low < d < high
-    half = 1.96*np.std(paired, ddof=1)/np.sqrt(40)                      # the normal interval is near the bootstrap's
-    assert low == pytest.approx(d - half, abs=.25*half) and high == pytest.approx(d + half, abs=.25*half)
+    apart = 100*(a - b)
+    assert d == pytest.approx(np.mean(apart)) and low < d < high
+    drawn = [apart[np.ix_(rng.integers(0, 3, 3), rng.integers(0, 40, 40))].mean() for _ in range(4000)]     # runs and people with replacement
+    expected = np.quantile(drawn, [.025, .975])
+    assert [low, high] == pytest.approx(expected.tolist(), abs=.06*(expected[1] - expected[0]))
 
 
 def test_words_follow_the_interval():
@@ -74,6 +76,14 @@ def test_provenance_names_every_run_and_a_single_seed(tmp_path):
     text = provenance(runs, 12.)
     assert runs[0].id in text and "a single run a cell" in text and "abc" in text and "a machine" in text and "torch 2" in text
     assert "a single run" not in provenance([*runs, finished(tmp_path, [.6], 1)], 1.)
+    assert provenance(runs, 12., "paper") == text                      # runs know their own preset
+
+
+def test_provenance_of_a_report_without_runs_says_where_it_was_made():
+    rows = dict(line.strip("| ").split(" | ", 1) for line in provenance([], 7., "demo").splitlines()[2:])
+    assert list(rows) == ["preset", "commit", "hardware", "packages", "time", "runs"]      # no seeds, no memory: there was no training
+    assert rows["preset"] == "demo" and rows["time"] == "this notebook took 7 s" and rows["runs"].startswith("none")
+    assert rows["packages"].startswith(f"python {platform.python_version()}, torch {version('torch')}")
 
 
 def test_reports_are_whole_or_not_there(tmp_path):
@@ -96,16 +106,20 @@ def test_markdown_table():
     assert markdown(pd.DataFrame({"a": ["1"], "b": ["2"]})) == "| a | b |\n|---|---|\n| 1 | 2 |"
 
 
-def test_workplace_leaves_the_project_alone_under_test(monkeypatch, tmp_path):
+GIVEN = dict(preset="demo", source="a", target="b", source_root="", target_root="", weights="", seeds="0,1", device="cpu")
+
+
+def test_tables_leave_the_project_alone_under_test(monkeypatch, tmp_path):
     monkeypatch.setenv("IN_TEST", "1")
-    preset, store, reports = workplace("demo")
-    assert preset == "tiny" and "reports" in reports.name and not str(store).startswith(str(Path.cwd()))
+    table = open_table(dict(GIVEN), set())
+    assert table.preset == "tiny" and table.reports.name == "reports" and not any(str(p).startswith(str(Path.cwd())) for p in (table.store, table.reports))
     monkeypatch.delenv("IN_TEST"); monkeypatch.setenv("UPL_REID_RUNS", str(tmp_path))
-    assert workplace("demo")[:2] == ("demo", tmp_path)
+    table = open_table(dict(GIVEN), set())
+    assert (table.preset, table.store, table.seeds, table.directions) == ("demo", tmp_path, [0, 1], [("a", "b"), ("b", "a")])
 
 
 def test_folders_of_real_domains():
-    assert find_roots("a", "b", "/x", "") == {"a": "/x"} and find_roots("a", "b", "", "", "w.pth") == {"weights": "w.pth"}
+    assert open_table({**GIVEN, "source_root": "/x"}, set()).roots == {"a": "/x"} and open_table({**GIVEN, "weights": "w.pth"}, set()).roots == {"weights": "w.pth"}
 
 
 def test_collect_keeps_rows_directions_and_seeds_apart(tmp_path):

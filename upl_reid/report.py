@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['PARAMETERS', 'MEASURES', 'check_parameters', 'coerce', 'Table', 'open_table', 'collect', 'summarise', 'tabulate',
-           'published_order', 'compare', 'in_words', 'differences', 'add_differences', 'pretrainings', 'provenance',
-           'write_report', 'markdown']
+           'published_order', 'compare', 'in_words', 'differences', 'add_differences', 'method_rows', 'describe_rows',
+           'budget_in_words', 'Evaluation', 'evaluate_again', 'standing', 'standing_in_words', 'evidence',
+           'one_direction', 'both_counts', 'account', 'images_per_pair', 'pretrainings', 'provenance', 'write_report',
+           'markdown']
 
 # %% ../nbs/92_report.ipynb #cb27accf
-import json, tempfile, time
+import itertools, json, tempfile, time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +19,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .core import ConfigError, in_test, project_root, write_atomic
-from .data import Domain
+from .core import ConfigError, in_test, pick_device, project_root, write_atomic
+from .data import JUNK, Domain, Split
 from .metrics import bootstrap_interval
-from .runs import PRESETS, Run, RunConfig, get_runs, open_domain, store_root
+from .runs import PRESETS, Run, RunConfig, environment, get_runs, load_methods, open_domain, retrieve, store_root
 
 # %% ../nbs/92_report.ipynb #45dc5bd1
 def check_parameters(
@@ -86,12 +89,12 @@ class Table:
         title: str, # of the report
         parts: list, # paragraphs and tables, markdown
         numbers: pd.DataFrame, # what they were made of
-        runs: list, # of Run
+        runs: list, # of Run; empty if the report needs none
         figure: plt.Figure | None = None, # drawn to name.png
         caption: str = "", # says what the figure shows
     ) -> str: # provenance, markdown
         "Write the report: title, figure, parts, provenance."
-        origin = provenance(runs, time.perf_counter() - self.started)
+        origin = provenance(runs, time.perf_counter() - self.started, self.preset)
         picture = [f"![{caption}]({name}.png)"] if figure is not None else []
         write_report(name, self.reports, "\n\n".join([f"# {title}", *picture, *parts, "## Provenance", origin]), numbers, figure)
         return origin
@@ -207,6 +210,173 @@ def add_differences(
     return table.assign(**columns), words
 
 # %% ../nbs/92_report.ipynb #7f0e9d3e
+def method_rows(
+    variants: dict | None = None, # row name -> (method, method_args): rows with other arguments
+    full: str = "upl", # the method that the others are compared with
+) -> dict: # row name -> (method, method_args), for `Table.runs`
+    "Every registered method with its default arguments, and some variants. Raises `ConfigError` for a variant of no method."
+    methods, variants = load_methods(), variants or {}
+    lost = [method for method, _ in variants.values() if method not in methods]
+    if lost: raise ConfigError(f"no method {lost[0]!r} to make a row of; there are {', '.join(sorted(methods))}")
+    rows = {**variants, **{name: (name, {}) for name in methods if name != "pretrain"}}
+    def place(row): return methods[rows[row][0]].needs_identities, methods[rows[row][0]].trains, row == full
+    return {row: rows[row] for row in sorted(rows, key=place)}
+
+def describe_rows(
+    rows: dict, # row name -> (method, method_args)
+) -> pd.DataFrame: # text
+    "What the rows of a comparison are, in the words of their classes, and what each is given."
+    methods, table = load_methods(), []
+    for row, (name, args) in rows.items():
+        cls = methods[name]
+        first = (cls.__doc__ or "not described").strip().split("\n")[0].split(" Raises `")[0]
+        given = ["images and cameras of the target"]*cls.trains + ["its true identities"]*cls.needs_identities + ["held-out source people"]*cls.needs_meta
+        table.append({"row": row, "method": name + "".join(f", {k}={v}" for k, v in args.items()), "what it is": first, "trained on": ", ".join(given) or "nothing more"})
+    return pd.DataFrame(table)
+
+# %% ../nbs/92_report.ipynb #e91fe0aa
+def budget_in_words(
+    preset: str, # of `PRESETS`
+) -> str:
+    "What every trained row of a table shares."
+    p, b = PRESETS[preset], PRESETS[preset].adapt
+    several = lambda n, word: f"{n} {word}" + "s"*(n != 1)
+    steps = f"{b.steps} steps" if b.steps else "as many steps as show each training image once"
+    return " ".join([
+        f"Every trained row has the same budget (preset {preset}).",
+        f"It starts from the model of its seed: backbone {p.backbone}, {p.dim} dimensions, images of {p.size[0]} x {p.size[1]} pixels,",
+        f"pretrained on the source for {several(p.pretrain.epochs, 'epoch')}.",
+        f"Then come {several(b.epochs, 'epoch')} of {steps} with {b.identities} x {b.images} images, new labels every {several(b.every, 'epoch')},",
+        f"Adam at {b.lr:g} at most in {several(b.periods, 'cosine period')},",
+        f"and the same augmentation (flip, crop, colour, erasing in {100*b.erase:.0f} % of the images).",
+        f"{100*p.held:.0f} % of the source's training people are kept out of every pretraining; only the rows that say so read them.",
+        "Equal steps are not equal time: Table 7 has the cost."])
+
+# %% ../nbs/92_report.ipynb #910c3fa8
+class Evaluation(Run):
+    "A run whose test images are ranked in another way: same model, same features, other scores."
+    def __init__(self,
+        run: Run, # finished
+        domain: Domain, # its target
+        how: str, # of `retrieve`: "centred" or "reranked"
+    ):
+        super().__init__(run.config, run.path)
+        s = retrieve(run.test_features(), domain, how)
+        self.how, self.scores = how, dict(mAP=s.mAP, mINP=s.mINP, cmc={str(k): v for k, v in s.cmc.items()}, skipped=s.skipped,
+                                          ap=s.ap.tolist(), pids=domain.query.pids[s.evaluated].tolist())
+
+    @property
+    def metrics(self) -> dict:
+        "The run's figures with the retrieval scores of this ranking."
+        return {**super().metrics, **self.scores}
+
+def evaluate_again(
+    runs: dict, # (row, source, target) -> list of Run
+    ways: dict, # new row -> (row, how)
+    domain: Callable, # name -> Domain, such as `Table.domain`
+) -> dict: # the same rows, and each new one after the row whose models it ranks
+    "Some rows of a table a second time, ranked in another way."
+    out = {}
+    for (row, s, t), group in runs.items():
+        out[row, s, t] = group
+        out |= {(new, s, t): [Evaluation(r, domain(t), how) for r in group] for new, (of, how) in ways.items() if of == row}
+    return out
+
+# %% ../nbs/92_report.ipynb #dacdbcb4
+def standing(
+    runs: dict, # (row, source, target) -> list of Run; rows "direct" and "oracle" among them
+    full: str = "upl", # row of the full model
+) -> list: # of dicts, one a direction; mAP in percent
+    "The full model's place between direct transfer, the best baseline and the oracle."
+    methods, out = load_methods(), []
+    for s, t in dict.fromkeys(k[1:] for k in runs):
+        here = {row: group for (row, *d), group in runs.items() if (s, t) == tuple(d) and not isinstance(group[0], Evaluation)}
+        mAP = {row: 100*float(np.mean([r.metrics["mAP"] for r in group])) for row, group in here.items()}
+        cls = {row: methods[group[0].config.method] for row, group in here.items()}
+        free = [row for row in here if not cls[row].needs_identities]
+        best = max((row for row in free if cls[row].__module__ != cls[full].__module__), key=mAP.get)
+        out.append(dict(source=s, target=t, full=mAP[full], direct=mAP["direct"], oracle=mAP["oracle"], baseline=best, best=mAP[best],
+                        gap=compare(here[full], here[best]), free=len(free), above=[row for row in free if mAP[row] > mAP[full]]))
+    return out
+
+# %% ../nbs/92_report.ipynb #a5671306
+def standing_in_words(
+    place: dict, # one of `standing`
+    full: str = "upl", # what the full model is called
+    near: float = 3., # mAP below the oracle that are allowed
+    ahead: float = 5., # mAP above the best baseline that are asked for
+) -> str:
+    "Share of the way to the oracle, best baseline, room, and whether both aims hold."
+    p, way, room = place, place["oracle"] - place["direct"], place["oracle"] - place["best"]
+    holds = lambda short: "holds" if short <= 0 else f"does not hold, {short:.1f} mAP short"
+    share = f"{100*(p['full'] - p['direct'])/way:.0f} % of the way between them" if way > 0 else "and the oracle is not above direct transfer: no way to measure"
+    better = f"{'; '.join(p['above'])} {'are' if len(p['above']) > 1 else 'is'} above {full}" if p["above"] else f"{full} is the best"
+    return " ".join([
+        f"**{p['source']}→{p['target']}.** Direct transfer has {p['direct']:.1f} mAP, the oracle {p['oracle']:.1f}; {full} has {p['full']:.1f}, {share}.",
+        f"The best baseline is {p['baseline']} with {p['best']:.1f}; {full} minus it is " + "{:+.1f} ({:+.1f} to {:+.1f}).".format(*p["gap"]),
+        f"Aim {full} ≥ oracle - {near:g}: {holds(p['oracle'] - near - p['full'])}.",
+        f"Aim {full} ≥ best baseline + {ahead:g}: {holds(p['best'] + ahead - p['full'])}.",
+        f"Between the best baseline and the oracle lie {room:.1f} mAP" + (", so the second aim asks for a model above the oracle." if room < ahead else "."),
+        f"Of the {p['free']} rows without target identities, {better}."])
+
+# %% ../nbs/92_report.ipynb #00a4e02d
+def evidence(
+    runs: dict, # (row, source, target) -> list of Run
+    full: str = "upl", # the row that the others are compared with
+) -> list: # a paragraph for each direction
+    "Which rows differ from the full model and which may not, by the interval of the difference."
+    words = []
+    for s, t in dict.fromkeys(k[1:] for k in runs):
+        found = {"Below it": [], "Above it": [], "No evidence of a difference": []}
+        for row in (k[0] for k in runs if k[1:] == (s, t) and k[0] != full):
+            d, low, high = compare(runs[row, s, t], runs[full, s, t])
+            found["Below it" if high < 0 else "Above it" if low > 0 else "No evidence of a difference"].append(f"{row} ({d:+.1f})")
+        seeds = len(runs[full, s, t])
+        words.append(f"**{s}→{t}, against {full}.** " + " ".join(f"{k}: {'; '.join(v) or 'none'}." for k, v in found.items())
+                     + (" Evidence about these trained models only; another seed may say otherwise." if seeds == 1 else f" Over {seeds} seeds."))
+    return words
+
+def one_direction(
+    table: pd.DataFrame, # of `tabulate` or `add_differences`
+    source: str, # of the direction
+    target: str, # of the direction
+) -> pd.DataFrame: # column names without the direction
+    "The columns of one direction, for a table too wide to be read."
+    prefix = f"{source}→{target} "
+    return table[["configuration", *(c for c in table if c.startswith(prefix))]].rename(columns=lambda c: c.removeprefix(prefix))
+
+# %% ../nbs/92_report.ipynb #f734dea4
+def both_counts(
+    counts: pd.DataFrame, # columns as of `domain_statistics`: domain, train ids, test ids, train/query/gallery images, cameras
+) -> pd.DataFrame: # numbers
+    "Identities and images of data sets, in either way of counting."
+    train, query, gallery = (counts[f"{k} images"] for k in ("train", "query", "gallery"))
+    return pd.DataFrame({"data set": counts["domain"], "ids: train": counts["train ids"], "ids: train + test": counts["train ids"] + counts["test ids"],
+                         "images: train + gallery": train + gallery, "images: train + query + gallery": train + query + gallery,
+                         "cameras": counts["cameras"], "train": train, "query": query, "gallery": gallery})
+
+def account(
+    total: int, # as printed
+    parts: dict, # name -> count
+) -> str:
+    "The arithmetic behind a printed total: which of the parts it is the sum of, and which it leaves out."
+    said = lambda names: " + ".join(f"{parts[k]:,} {k}" for k in names)
+    for n in range(len(parts), 0, -1):
+        for names in itertools.combinations(parts, n):
+            if sum(parts[k] for k in names) != total: continue
+            rest = [k for k in parts if k not in names]
+            return f"{total:,} = {said(names)}" + (f", without {said(rest)} ({sum(parts.values()):,} in all)" if rest else "")
+    return f"{total:,} is not a sum of any of {said(parts).replace(' + ', ', ')}"
+
+def images_per_pair(
+    split: Split, # with identities
+    people: np.ndarray, # identities to count, such as those of the queries
+) -> np.ndarray: # (pairs,) int64, each at least 1
+    "How many images each person has in each camera that saw them; junk and people not asked for are left out."
+    keep = np.isin(split.pids, people) & (split.pids != JUNK)
+    return np.unique(np.stack([split.pids[keep], split.camids[keep]], 1), axis=0, return_counts=True)[1]
+
+# %% ../nbs/92_report.ipynb #735875a7
 def pretrainings(
     runs: list, # of Run
 ) -> list: # of Run
@@ -215,29 +385,31 @@ def pretrainings(
     found = [p for p in {r.path.parent for r in runs} for p in p.iterdir() if p.name.split("-")[0] in needed and (p/"metrics.json").exists()]
     return [Run(RunConfig(**json.loads((p/"config.json").read_text())), p) for p in sorted(found)]
 
-# %% ../nbs/92_report.ipynb #34e6724a
+# %% ../nbs/92_report.ipynb #53ee2b15
 def provenance(
-    runs: list, # of Run that the report is made of
+    runs: list, # of Run that the report is made of; empty if it needs none
     seconds: float, # wall time of the notebook
+    preset: str = "", # of a report without runs
 ) -> str: # markdown
-    "Preset, seeds, commit, hardware, packages, time, and the identifiers of the runs and of the pretraining they started from."
-    runs = list({r.id: r for r in [*pretrainings(runs), *runs]}.values())
-    sessions = [e for r in runs for e in r.environments]
-    distinct = lambda key: ", ".join(sorted({str(e[key]) for e in sessions}))
-    packages = ", ".join(f"{k} {v}" for k, v in sessions[-1]["packages"].items())
-    spent = sum(r.metrics["seconds"] for r in runs)
-    return "\n".join([
-        "| | |", "|---|---|",
-        f"| preset | {', '.join(sorted({r.config.preset for r in runs}))} |",
-        f"| seeds | {', '.join(map(str, sorted({r.config.seed for r in runs})))}{' (a single run a cell)' if len({r.config.seed for r in runs}) == 1 else ''} |",
-        f"| commit | {distinct('commit')}{' (in part with uncommitted changes)' if any(e['changed'] for e in sessions) else ''} |",
-        f"| hardware | {distinct('hardware')} |",
-        f"| packages | python {distinct('python')}, {packages} |",
-        f"| time | {spent:.0f} s of training, summed over runs; this notebook took {seconds:.0f} s, with what the store already had |",
-        f"| peak memory | {max(r.metrics['peak_memory'] for r in runs):.2f} GiB in the largest process |",
-        f"| runs | {', '.join(r.id for r in runs)} |"])
+    """Preset, seeds, commit, hardware, packages, time, and the identifiers of the runs and of the pretraining they started from.
 
-# %% ../nbs/92_report.ipynb #e91fe0aa
+    Without runs: where the notebook itself ran."""
+    runs = list({r.id: r for r in [*pretrainings(runs), *runs]}.values())
+    sessions = [e for r in runs for e in r.environments] or [environment(pick_device("cpu"))]
+    distinct = lambda key: ", ".join(sorted({str(e[key]) for e in sessions}))
+    seeds, took = sorted({r.config.seed for r in runs}), f"this notebook took {seconds:.0f} s"
+    rows = {"preset": ", ".join(sorted({r.config.preset for r in runs} or {preset})),
+            "seeds": ", ".join(map(str, seeds)) + " (a single run a cell)"*(len(seeds) == 1),
+            "commit": distinct("commit") + " (in part with uncommitted changes)"*any(e["changed"] for e in sessions),
+            "hardware": distinct("hardware"),
+            "packages": ", ".join([f"python {distinct('python')}", *(f"{k} {v}" for k, v in sessions[-1]["packages"].items())]),
+            "time": f"{sum(r.metrics['seconds'] for r in runs):.0f} s of training, summed over runs; {took}, with what the store already had" if runs else took,
+            "peak memory": f"{max((r.metrics['peak_memory'] for r in runs), default=0):.2f} GiB in the largest process",
+            "runs": ", ".join(r.id for r in runs) or "none: nothing was trained for this report"}
+    if not runs: rows = {k: v for k, v in rows.items() if k not in ("seeds", "peak memory")}
+    return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())])
+
+# %% ../nbs/92_report.ipynb #c848d788
 def write_report(
     name: str, # of the files, such as "table4"
     folder: Path, # reports/

@@ -1,0 +1,340 @@
+"""Cost: arithmetic counted against loops, memory against torch's profiler and by hand, turns in order, overheads against the definition."""
+import gc, json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, strategies as st
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+import upl_reid.cost as module
+from upl_reid.core import ConfigError, DataError
+from upl_reid.cost import (Bench, Watch, benches, counts, flops, in_turns, kept_bytes, measure, measured_overheads, overhead_in_words,
+                           overheads, peak_bytes, per_epoch, pinned)
+from upl_reid.published import TABLE7, TEXT7
+from upl_reid.srmo import loss_slopes
+
+CPU = torch.device("cpu")
+
+
+# ---- arithmetic
+
+def convolution_products(x, w, stride, padding):
+    """Multiply-accumulates of a convolution, padding included, counted one by one."""
+    (n, c, h, width), (out, _, kh, kw), count = x, w, 0
+    for _ in range(n*out):
+        for top in range(0, h + 2*padding - kh + 1, stride):
+            for left in range(0, width + 2*padding - kw + 1, stride): count += c*kh*kw
+    return count
+
+
+@given(st.integers(1, 6), st.integers(1, 9), st.integers(1, 9))
+def test_a_linear_layer_counts_exactly(batch, inputs, outputs):
+    layer, x = nn.Linear(inputs, outputs), torch.zeros(batch, inputs)
+    assert flops(lambda: layer(x)) == 2*batch*inputs*outputs
+    leaf = x.clone().requires_grad_()
+    assert flops(lambda: layer(leaf).sum().backward()) == 3*2*batch*inputs*outputs        # forward, by weight, by input
+
+
+@pytest.mark.parametrize("stride, padding", [(1, 0), (1, 1), (2, 1)])
+def test_a_convolution_counts_exactly(stride, padding):
+    layer = nn.Conv2d(3, 4, 3, stride, padding, bias=False)
+    assert flops(lambda: layer(torch.zeros(2, 3, 9, 7))) == 2*convolution_products((2, 3, 9, 7), (4, 3, 3, 3), stride, padding)
+
+
+def test_attention_counts_its_two_products_whatever_the_kernel():
+    q = torch.zeros(2, 3, 10, 8, requires_grad=True)
+    attend = lambda: nn.functional.scaled_dot_product_attention(q, q, q)
+    forward = 2*(2*2*3*10*10*8)                                  # queries by keys, and weights by values
+    assert flops(attend) == forward
+    assert flops(lambda: attend().sum().backward()) == 3*forward
+
+
+def test_forward_mode_is_seen():
+    w, x = torch.randn(7, 5), torch.randn(3, 7)
+    once = 2*3*7*5
+    counted = flops(lambda: loss_slopes(lambda p: x @ p["w"], dict(w=w), dict(w=w)))
+    assert counted >= 2*once and counted % once == 0             # the value and its slope; torch may multiply by a constant's zero slope too
+
+
+def test_elementwise_work_is_not_arithmetic_here():
+    assert flops(lambda: torch.ones(1000).exp().softmax(0).sum()) == 0
+
+
+# ---- memory
+
+def test_memory_is_freed_when_the_last_tensor_goes():
+    with Watch() as watch:
+        a = torch.zeros(1000)
+        view = a[:10]
+        del a
+        assert watch.held == 4000                               # the view keeps all of it
+        del view
+        assert watch.held == 0
+    assert watch.peak == 4000
+
+
+def test_earlier_memory_does_not_count_nor_does_freeing_it():
+    old = torch.zeros(10_000)
+    with Watch() as watch:
+        old.add_(1); part = old[5:].view(-1); new = part*2
+        del old, part
+        assert watch.held == new.numel()*4
+    assert watch.peak == new.numel()*4
+
+
+def test_what_a_graph_saves_counts_until_backward():
+    x, w = torch.zeros(50, 40), torch.zeros(40, 40, requires_grad=True)
+    with Watch() as watch:
+        y = ((x @ w).exp() @ w).sum()
+        saved = watch.held
+        y.backward()
+        del y
+    assert saved >= 4*50*40                                      # exp keeps its result, which no name holds
+    assert watch.held == 4*40*40                                 # the gradient remains
+    assert watch.peak > saved
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.booleans()), min_size=1, max_size=12))
+def test_peak_follows_any_order_of_making_and_dropping(plan):
+    alive, held, peak = [], 0, 0
+    with Watch() as watch:
+        for size, drop in plan:
+            alive.append(torch.empty(size)); held += 4*size; peak = max(peak, held)
+            if drop: held -= 4*len(alive.pop(0))
+    assert (watch.held, watch.peak) == (held, peak)
+
+
+def test_an_operation_that_fails_leaves_nothing_behind():
+    with Watch() as watch:
+        with pytest.raises(RuntimeError): torch.ones(3) @ torch.ones(4)
+        gc.collect()
+        assert watch.held == 0
+
+
+def test_kept_bytes_follow_the_type():
+    assert kept_bytes(torch.zeros(3, dtype=torch.float64), torch.zeros(5, dtype=torch.uint8), None, torch.zeros(2, 2).half()) == 24 + 5 + 8
+    assert kept_bytes() == 0
+
+
+# ---- turns
+
+class Clock:
+    """A clock that only tasks move."""
+    def __init__(self): self.now = 0.
+    def __call__(self): return self.now
+
+
+def test_turns_are_taken_in_order_and_timed_alone(monkeypatch):
+    clock, calls = Clock(), []
+    monkeypatch.setattr(module.time, "perf_counter", clock); monkeypatch.setattr(module.time, "process_time", lambda: clock.now/2)
+    def task(name, seconds):
+        def work(): calls.append(name); clock.now += seconds + len(calls)
+        return work
+    times = in_turns({("a", "x"): task("ax", 10), ("a", "y"): task("ay", 20), ("b", "x"): task("bx", 30)}, 2, CPU)
+    assert calls == ["ax", "ay", "bx"]*2
+    assert times[["row", "part", "repeat"]].values.tolist() == [["a", "x", 0], ["a", "y", 0], ["b", "x", 0], ["a", "x", 1], ["a", "y", 1], ["b", "x", 1]]
+    assert times["seconds"].tolist() == [11, 22, 33, 14, 25, 36] and times["processor"].tolist() == [5.5, 11, 16.5, 7, 12.5, 18]
+
+
+def test_garbage_collection_is_as_before_even_after_a_failure():
+    def fail(): raise KeyError("task")
+    with pytest.raises(KeyError): in_turns({("a", "x"): fail}, 1, CPU)
+    assert gc.get_freeze_count() == 0
+    with pytest.raises(ConfigError, match="repeats=0"): in_turns({}, 0, CPU)
+
+
+def test_threads_return_after_a_block_and_after_a_failure():
+    before = torch.get_num_threads()
+    with pinned(1): assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
+    with pytest.raises(KeyError), pinned(1): raise KeyError
+    assert torch.get_num_threads() == before
+    with pinned(None): assert torch.get_num_threads() == before
+
+
+# ---- an epoch, and percentages
+
+class Plan:
+    """What `per_epoch` asks of a bench."""
+    def __init__(self, every, steps, block):
+        self.budget, self.steps, self.block = type("Budget", (), dict(every=every)), steps, block
+
+
+def frame(seconds):
+    """(rounds, rows, 3) seconds as `in_turns` gives them."""
+    parts = ("embedding", "clustering", "steps")
+    rounds, rows, _ = seconds.shape
+    return pd.DataFrame([dict(row=f"row {9 - i}", part=p, repeat=r, seconds=float(seconds[r, i, j]), processor=0.)
+                         for r in range(rounds) for i in range(rows) for j, p in enumerate(parts)])
+
+
+def test_an_epoch_is_made_of_medians():
+    seconds = np.random.default_rng(0).random((5, 3, 3)) + .1
+    got = per_epoch(frame(seconds), Plan(every=4, steps=36, block=10))
+    assert list(got.index) == ["row 9", "row 8", "row 7"]                        # in the order given, not sorted
+    for i in range(3):
+        e, c, s = (sorted(seconds[:, i, j])[2] for j in range(3))
+        assert got.iloc[i].tolist() == pytest.approx([e/4, c/4, s*36/10])
+
+
+def test_processor_time_is_read_where_asked():
+    seconds, plan = np.random.default_rng(2).random((3, 2, 3)) + .1, Plan(1, 10, 10)
+    times = frame(seconds)
+    times = times.assign(processor=times["seconds"]*np.where(times["row"] == "row 8", .5, 1.))
+    assert per_epoch(times, plan, "processor").loc["row 8"].tolist() == pytest.approx((per_epoch(times, plan).loc["row 8"]/2).tolist())
+    wall, worked = (measured_overheads(times, plan, clock=c).loc["row 8"] for c in ("seconds", "processor"))
+    assert (1 + worked/100).tolist() == pytest.approx(((1 + wall/100)/2).tolist())
+
+
+def test_one_slow_round_changes_nothing():
+    seconds = np.ones((5, 2, 3)); seconds[:, 1] = 1.5
+    calm = frame(seconds)
+    seconds[3] *= 40
+    plan = Plan(2, 20, 10)
+    pd.testing.assert_frame_equal(per_epoch(frame(seconds), plan), per_epoch(calm, plan))
+    pd.testing.assert_frame_equal(measured_overheads(frame(seconds), plan), measured_overheads(calm, plan))
+
+
+@pytest.mark.parametrize("parts", [("embedding", "clustering", "steps"), ("clustering",)])
+def test_overheads_are_taken_within_rounds(parts):
+    seconds, plan = np.random.default_rng(1).random((3, 4, 3)) + .2, Plan(2, 7, 10)
+    got = measured_overheads(frame(seconds), plan, parts)
+    share = dict(embedding=1/2, clustering=1/2, steps=7/10)
+    for i in range(4):
+        cost = lambda r, row: sum(seconds[r, row, j]*share[p] for j, p in enumerate(("embedding", "clustering", "steps")) if p in parts)
+        assert got["first"].iloc[i] == pytest.approx(sorted(100*(cost(r, i)/cost(r, 0) - 1) for r in range(3))[1])
+        if i == 0: assert got.iloc[0][["before", "low", "high"]].isna().all()
+        else:
+            each = sorted(100*(cost(r, i)/cost(r, i - 1) - 1) for r in range(3))
+            assert got.iloc[i][["low", "before", "high"]].tolist() == pytest.approx(each)
+
+
+@given(st.lists(st.floats(.01, 1e6), min_size=2, max_size=8))
+def test_overheads_over_the_row_before_multiply_to_the_one_over_the_first(costs):
+    got = overheads(pd.Series(costs))
+    assert np.prod(1 + got["before"].iloc[1:]/100) == pytest.approx(1 + got["first"].iloc[-1]/100, rel=1e-6, abs=1e-9)
+    assert np.isnan(got["before"].iloc[0]) and got["first"].iloc[0] == 0
+
+
+def test_a_cost_of_zero_is_refused():
+    with pytest.raises(DataError, match="cost of 0"): overheads(pd.Series([0., 1.]))
+    with pytest.raises(DataError): overheads(pd.Series([1., np.nan]))
+
+
+def test_the_published_rows_and_text_disagree_as_stated():
+    minutes = TABLE7.set_index("configuration")["minutes an epoch"]
+    rows = overheads(minutes)["before"].round()
+    assert [rows[r] for r in TEXT7] == [9, 14, 3, 14] and sorted(TEXT7.values()) == [1.8, 3., 4.2, 5.4]
+    assert minutes.iloc[-2] == 12. and minutes.iloc[-1] == 16.
+
+
+@pytest.mark.parametrize("measured, said", [((12., 10., 14.), "the table is nearer"), ((5., 4., 6.), "the text is nearer"),
+                                            ((9., 8., 10.), "equally far"), ((-3., -5., 1.), "not told apart")])
+def test_words_follow_the_measurement(measured, said):
+    line = pd.Series(dict(before=measured[0], low=measured[1], high=measured[2]))
+    words = overhead_in_words("+ part", line, 4., 14.)
+    assert said in words and f"{measured[0]:+.1f} %" in words and ("not told apart" in words) == (measured[1] <= 0 <= measured[2])
+
+
+# ---- whole rows
+
+ROWS = {"dbscan": ("dbscan", {}), "hybrid": ("hybrid", {}), "memory": ("upl", dict(mixup=False, srmo=False)),
+        "mixup": ("upl", dict(srmo=False)), "full": ("upl", {})}
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory):
+    with pinned(1): yield benches(ROWS, "tiny", "plaza", "campus", 0, CPU, store=tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def counted(ready):
+    return pd.DataFrame({row: counts(b) for row, b in ready.items()}).T
+
+
+def test_all_rows_start_from_the_same_model_on_the_same_images(ready):
+    first = ready["dbscan"]
+    for b in ready.values():
+        assert b.bank is first.bank and torch.equal(b.features, first.features)
+
+
+def test_a_block_has_its_share_of_meta_steps(ready):
+    full = ready["full"]
+    before, head = int(full.method.srmo.updates), full.method.head
+    full.train()
+    assert int(full.method.srmo.updates) == before + full.block//full.method.srmo.every == before + 1
+    full.train(1)
+    assert int(full.method.srmo.updates) == before + 2                  # the first step of a block is the meta step
+    assert full.method.head is head
+    full.cluster()
+    assert full.method.head is not head
+    with pytest.raises(ConfigError, match="multiple of 10"): Bench(full.method, full.bank, full.camids, full.budget, block=15)
+
+
+def test_the_memory_is_full_and_holds_the_images_it_says(ready):
+    memory, b = ready["memory"].method.memory, ready["memory"]
+    fresh = Bench(b.method, b.bank, b.camids.numpy(), b.budget).method.memory
+    assert len(memory) == memory.size and fresh is memory
+    assert (memory.camids == b.camids[memory.index]).all() and len(memory.index.unique()) == memory.size
+
+
+def test_batches_are_equally_large_in_all_rows(ready, monkeypatch):
+    seen = {}
+    real = module.run_epoch
+    def watch(method, *args): seen.setdefault(row, []).append(args[3].shape); return real(method, *args)
+    monkeypatch.setattr(module, "run_epoch", watch)
+    for row in ready: ready[row].train(2)
+    budget = ready["full"].budget
+    assert set(map(tuple, seen.values())) == {((2, budget.identities*budget.images),)}
+
+
+def test_counts_by_hand(ready, counted):
+    for row, b in ready.items():
+        line, method = counted.loc[row], b.method
+        assert line.parameters == sum(np.prod(p.shape) for p in method.encoder.state_dict().values() if p.is_floating_point()) - running(method.encoder)
+        assert line.step_GFLOP == 2*line.step_GMAC and line.forward_GFLOP == pytest.approx(2*line.forward_GMAC)
+        assert line.classes == len(method.head)
+        floats = 2*line.parameters + 2*running(method.encoder) + len(method.head)*method.encoder.dim
+        assert line.kept_MiB*2**20 > 4*floats + 2*4*(line.parameters - method.encoder.dim)                    # and Adam's two moments
+    assert set(counted.extra_parameters) == {0, 4} and counted.extra_parameters["full"] == 4
+    memory = ready["full"].method.memory
+    assert counted.memory_numbers.tolist() == [0, 0, *[memory.size*(ready["full"].method.encoder.dim + 2)]*3]
+    assert counted.forward_GMAC.nunique() == 1
+
+
+def running(encoder):
+    """Numbers of the batch-norm statistics, which are no parameters."""
+    return sum(b.numel() for b in encoder.buffers() if b.is_floating_point())
+
+
+def test_the_memory_costs_one_forward_pass_of_the_key_encoder(counted):
+    added = counted.step_GMAC["memory"] - counted.step_GMAC["hybrid"]
+    assert counted.forward_GMAC["memory"] < added < 1.1*counted.forward_GMAC["memory"]
+
+
+def test_watching_agrees_with_the_profiler_on_a_meta_step(ready, counted, tmp_path):
+    full = ready["full"]
+    full.train(1); full.forget_gradients()
+    watched = peak_bytes(lambda: full.train(2), CPU)
+    full.forget_gradients()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler: full.train(2)
+    profiler.export_chrome_trace(str(tmp_path/"trace.json"))
+    events = [e for e in json.loads((tmp_path/"trace.json").read_text())["traceEvents"] if e["name"] == "[memory]"]
+    alive, held, peak = {}, 0, 0
+    for e in sorted(events, key=lambda e: e["ts"]):
+        address, size = e["args"]["Addr"], e["args"]["Bytes"]
+        if size > 0: alive[address] = size; held += size
+        elif address in alive: held -= alive.pop(address)
+        peak = max(peak, held)
+    assert watched == pytest.approx(peak, rel=.02) and watched <= peak      # the profiler sees inside operations too
+
+
+def test_measuring_visits_every_row_and_part(ready):
+    two = {row: ready[row] for row in ("hybrid", "dbscan")}
+    counted, times = measure(two, 1, 1)
+    assert list(counted.index) == ["hybrid", "dbscan"]
+    assert times[["row", "part"]].values.tolist() == [[row, part] for row in two for part in ("embedding", "clustering", "steps")]
+    assert (times["seconds"] > 0).all()
