@@ -14,8 +14,9 @@ from sklearn.metrics import silhouette_score
 
 from upl_reid.core import ConfigError, DataError
 from upl_reid.data import Domain, Split
-from upl_reid.inspect_runs import (FEWEST, QUALITY, choose_queries, correlate, correlation_in_words, entropy_scores, finished_runs, label_agreement, most_seen,
-                                   normalised_entropy, preview, quality_frame, quality_table, relabel, shown_rounds, spaced_rounds, top_matches, true_label_scores)
+from upl_reid.inspect_runs import (FEWEST, QUALITY, choose_queries, correlate, correlation_in_words, entropy_scores, finished_runs, label_agreement,
+                                   most_seen, normalised_entropy, preview, quality_frame, quality_table, relabel, shown_rounds, spaced_rounds,
+                                   top_matches, true_label_scores)
 from upl_reid.methods.upl import hybrid_labels
 from upl_reid.metrics import evaluate_retrieval
 from upl_reid.runs import Run, RunConfig

@@ -31,7 +31,8 @@ from .uncertainty import entropy
 
 # %% ../nbs/94_inspect.ipynb #808e7cfb
 QUALITY = { # column -> (key in a round's scores, factor, digits, is more better?)
-    "SC": ("silhouette", 1, 3, True), "DBI": ("davies_bouldin", 1, 2, False), "noise %": ("noise_ratio", 100, 1, False), "ARI": ("ari", 1, 2, True), "AMI": ("ami", 1, 2, True),
+    "SC": ("silhouette", 1, 3, True), "DBI": ("davies_bouldin", 1, 2, False), "noise %": ("noise_ratio", 100, 1, False),
+    "ARI": ("ari", 1, 2, True), "AMI": ("ami", 1, 2, True),
     "cross-camera precision %": ("cross_camera_precision", 100, 1, True), "cross-camera recall %": ("cross_camera_recall", 100, 1, True),
 }
 
@@ -131,7 +132,8 @@ def correlate(
 ) -> dict: # runs, configurations, spearman, spearman_low, spearman_high, pearson, pearson_low, pearson_high
     "Correlations over runs with 95 % intervals; NaN where they are undefined. Raises `DataError` for unequal lengths or values that are not finite."
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    if not (x.shape == y.shape == np.shape(groups)): raise DataError(f"{x.shape} values, {y.shape} mAPs, {np.shape(groups)} configurations; pass one of each a run")
+    if not (x.shape == y.shape == np.shape(groups)):
+        raise DataError(f"{x.shape} values, {y.shape} mAPs, {np.shape(groups)} configurations; pass one of each a run")
     if not np.isfinite([x, y]).all(): raise DataError("values are not all finite; leave out runs that lack one of the two")
     members = [np.flatnonzero(np.asarray(groups) == g) for g in pd.unique(np.asarray(groups))]
     rng, drawn = np.random.default_rng(seed_for("correlation", seed)), []
@@ -198,7 +200,8 @@ def entropy_scores(
     used = to_numpy(labels.hard) >= 0
     u, right = to_numpy(normalised_entropy(labels.soft))[used], pseudo_label_correct(labels.hard, pids)
     auc = float("nan") if right.all() else stats.mannwhitneyu(u[~right], u[right]).statistic/(right.sum()*(~right).sum())
-    return dict(mean=float(u.mean()), certain=float((u < .01).mean()), wrong=float(1 - right.mean()), auc=float(auc), ece=pseudo_label_ece(labels.soft, labels.hard, pids))
+    return dict(mean=float(u.mean()), certain=float((u < .01).mean()), wrong=float(1 - right.mean()), auc=float(auc),
+                ece=pseudo_label_ece(labels.soft, labels.hard, pids))
 
 def label_agreement(
     one: PseudoLabels, # of a round, with soft labels
@@ -251,7 +254,8 @@ def top_matches(
     same = g.pids == q.pids[query]
     allowed = np.flatnonzero((g.pids != -1) & ~(same & (g.camids == q.camids[query])))
     order = allowed[np.argsort(distance[allowed], kind="stable")[:k]]
-    return pd.DataFrame(dict(rank=np.arange(1, len(order) + 1), gallery=order, camid=g.camids[order], cosine=1 - distance[order]/2, match=same[order] & (g.pids[order] != 0)))
+    return pd.DataFrame(dict(rank=np.arange(1, len(order) + 1), gallery=order, camid=g.camids[order], cosine=1 - distance[order]/2,
+                             match=same[order] & (g.pids[order] != 0)))
 
 # %% ../nbs/94_inspect.ipynb #c2874718
 def preview(
