@@ -23,6 +23,7 @@ from .core import ConfigError, in_test, pick_device, project_root, write_atomic
 from .data import JUNK, Domain, Split
 from .metrics import bootstrap_interval
 from .runs import PRESETS, Run, RunConfig, environment, get_runs, load_methods, open_domain, retrieve, store_root
+from .train import Method
 
 # %% ../nbs/92_report.ipynb #45dc5bd1
 def check_parameters(
@@ -294,7 +295,8 @@ def standing(
         mAP = {row: 100*float(np.mean([r.metrics["mAP"] for r in group])) for row, group in here.items()}
         cls = {row: methods[group[0].config.method] for row, group in here.items()}
         free = [row for row in here if not cls[row].needs_identities]
-        best = max((row for row in free if cls[row].__module__ != cls[full].__module__), key=mAP.get)
+        family = set(cls[full].__mro__) - set(Method.__mro__)
+        best = max((row for row in free if not family & set(cls[row].__mro__)), key=mAP.get)
         out.append(dict(source=s, target=t, full=mAP[full], direct=mAP["direct"], oracle=mAP["oracle"], baseline=best, best=mAP[best],
                         gap=compare(here[full], here[best]), free=len(free), above=[row for row in free if mAP[row] > mAP[full]]))
     return out
