@@ -153,7 +153,7 @@ class Bench:
     @property
     def steps(self) -> int:
         "Training steps an epoch, as in `fit`."
-        return self.budget.steps or max(1, len(self.bank)//(self.budget.identities*self.budget.images))
+        return self.budget.steps_for(len(self.bank))
 
 # %% ../nbs/96_cost.ipynb #35fe37a3
 def benches(

@@ -100,8 +100,7 @@ def steps_an_epoch(
     images: int, # training images of the target
 ) -> int:
     "Training steps an epoch, as `fit` counts them."
-    budget = PRESETS[run.config.preset].adapt
-    return budget.steps or max(1, images//(budget.identities*budget.images))
+    return PRESETS[run.config.preset].adapt.steps_for(images)
 
 def queue_use(
     run: Run, # of UPL-ReID with its memory

@@ -22,7 +22,7 @@ import pandas as pd
 from .core import ConfigError, in_test, pick_device, project_root, write_atomic
 from .data import JUNK, Domain, Split
 from .metrics import bootstrap_interval
-from .runs import PRESETS, Run, RunConfig, environment, get_runs, load_methods, open_domain, retrieve, store_root
+from .runs import PRESETS, Run, RunConfig, environment, get_runs, load_methods, open_domain, plain_scores, retrieve, store_root
 from .train import Method
 
 # %% ../nbs/92_report.ipynb #45dc5bd1
@@ -262,9 +262,7 @@ class Evaluation(Run):
         how: str, # of `retrieve`: "centred" or "reranked"
     ):
         super().__init__(run.config, run.path)
-        s = retrieve(run.test_features(), domain, how)
-        self.how, self.scores = how, dict(mAP=s.mAP, mINP=s.mINP, cmc={str(k): v for k, v in s.cmc.items()}, skipped=s.skipped,
-                                          ap=s.ap.tolist(), pids=domain.query.pids[s.evaluated].tolist())
+        self.how, self.scores = how, plain_scores(retrieve(run.test_features(), domain, how), domain)
 
     @property
     def metrics(self) -> dict:

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['PRESETS', 'Preset', 'load_methods', 'RunConfig', 'store_root', 'open_domain', 'fingerprint', 'run_path',
            'environment', 'cpu_name', 'Run', 'read_rows', 'read_tensors', 'write_tensors', 'saver', 'resume_point',
-           'embed_test', 'retrieve', 'agreement_loss', 'label_scores', 'make_method', 'cores', 'peak_memory',
-           'waiting_lock', 'get_run', 'get_runs', 'worker', 'start_worker', 'delegate', 'run_in_workers', 'show_epochs']
+           'embed_test', 'retrieve', 'agreement_loss', 'plain_scores', 'label_scores', 'make_method', 'cores',
+           'peak_memory', 'waiting_lock', 'get_run', 'get_runs', 'worker', 'start_worker', 'delegate', 'run_in_workers',
+           'show_epochs']
 
 # %% ../nbs/91_runs.ipynb #fef6acac
 import contextlib, hashlib, importlib, json, os, pkgutil, platform, subprocess, sys, time
@@ -310,6 +311,14 @@ def agreement_loss(
     means, counts = torch.stack(means), torch.stack(counts)
     return float((means*counts).sum()/counts.sum()) if counts.sum() else float("nan")
 
+def plain_scores(
+    scores: RetrievalScores, # of `retrieve`
+    domain: Domain, # whose queries they are of
+) -> dict: # plain values
+    "Retrieval scores as metrics.json keeps them, with the identity of each evaluated query."
+    return dict(mAP=scores.mAP, mINP=scores.mINP, cmc={str(k): v for k, v in scores.cmc.items()}, skipped=scores.skipped,
+                ap=scores.ap.tolist(), pids=domain.query.pids[scores.evaluated].tolist())
+
 def label_scores(
     round: dict, # tensors of one clustering
     split: Split, # the target's training split, with identities
@@ -373,11 +382,9 @@ def _work(config, path, device, roots, store, progress):
     write_tensors(path/"model.safetensors", trained.embedder().state_dict())
     features = embed_test(trained.embedder(), target, preset.size, device)
     write_tensors(path/"test.safetensors", features)
-    scores = retrieve(features, target)
     files = sorted((path/"rounds").glob("*.safetensors")) if config.method != "pretrain" else []
     rounds = [dict(epoch=int(f.stem), **label_scores(read_tensors(f)[0], target.train)) for f in files]
-    result = dict(mAP=scores.mAP, mINP=scores.mINP, cmc={str(k): v for k, v in scores.cmc.items()}, skipped=scores.skipped,
-                  ap=scores.ap.tolist(), pids=target.query.pids[scores.evaluated].tolist(), rounds=rounds, seconds=sum(r["seconds"] for r in read_rows(path/"history.jsonl")), peak_memory=peak_memory(device), finished=time.time())
+    result = dict(**plain_scores(retrieve(features, target), target), rounds=rounds, seconds=sum(r["seconds"] for r in read_rows(path/"history.jsonl")), peak_memory=peak_memory(device), finished=time.time())
     write_atomic(path/"metrics.json", json.dumps(result))
     (path/"checkpoint.safetensors").unlink(missing_ok=True)
 

@@ -228,6 +228,12 @@ class Budget:
             if getattr(self, name) < 1: raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
         if self.images < 2 or self.identities < 2: raise ConfigError(f"batches of {self.identities} x {self.images} hold no pairs; use at least 2 x 2")
 
+    def steps_for(self,
+        images: int, # of the training split
+    ) -> int:
+        "Training steps an epoch."
+        return self.steps or max(1, images//(self.identities*self.images))
+
 # %% ../nbs/90_train.ipynb #8252a79d
 def pack_optimiser(
     optimiser: torch.optim.Optimizer, # any whose state is tensors, such as Adam
@@ -317,7 +323,7 @@ def fit(
     method.to(device)
     camids_d = torch.tensor(camids, device=device)
     augment = augmenter(bank.size, erase=budget.erase).to(device)
-    steps = budget.steps or max(1, len(bank)//(budget.identities*budget.images))
+    steps = budget.steps_for(len(bank))
     optimiser = torch.optim.Adam(parameter_groups(method.encoder, budget.lr, budget.early), weight_decay=budget.weight_decay, fused=True)
     labels = head = None
     if state: labels, head = restore(method, optimiser, state, budget, device)
