@@ -78,6 +78,19 @@ def test_adapt_refuses_identities(world):
     assert not hasattr(domain.train.withhold(), "pids")
 
 
+def test_second_view_is_of_the_same_images_and_changes_no_first(world):
+    domain, bank, _ = world
+    seen = {}
+    for views in (1, 2):
+        class Spy(GlobalDBSCAN):
+            def losses(self, features, batch): seen.setdefault(self.views, []).append(batch); return super().losses(features, batch)
+        Spy.views = views
+        adapt(fresh(world, Spy, k1=8, eps=.6), domain.train.withhold(), bank, replace(BUDGET, epochs=1), progress=False)
+    one, two = seen[1][0], seen[2][0]
+    assert torch.equal(one.images, two.images) and torch.equal(one.index, two.index) and two.second.shape == two.images.shape
+    assert not torch.equal(two.second, two.images) and (two.second - two.images).flatten(1).abs().sum(1).gt(0).all()
+
+
 def test_nothing_in_a_batch_knows_identities(world):
     """A method that records everything it is given during adaptation never sees the true partition."""
     domain, bank, _ = world
@@ -86,7 +99,7 @@ def test_nothing_in_a_batch_knows_identities(world):
         def losses(self, features, batch): seen.append(batch); return super().losses(features, batch)
     method = fresh(world, Spy, k1=8, eps=.6)
     adapt(method, domain.train.withhold(), bank, replace(BUDGET, epochs=1), progress=False)
-    assert seen and all(set(vars(b)) == {"images", "index", "camids", "hard", "soft", "weight", "seed", "step", "lr"} for b in seen)
+    assert seen and all(set(vars(b)) == {"images", "index", "camids", "hard", "soft", "weight", "seed", "step", "lr", "second"} and b.second is None for b in seen)
     for b in seen: assert torch.equal(b.hard, method.hard[b.index]) and torch.equal(b.camids, torch.tensor(domain.train.camids)[b.index])
 
 

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
-from .backbone import cost, parameter_groups
+from .backbone import cost
 from .core import ConfigError, DataError, seeded, to_numpy
 from .data import split_identities
 from .images import ImageBank, augmenter, plan_batches
@@ -119,8 +119,9 @@ class Bench:
             raise ConfigError(f"a block of {block} steps holds no whole number of meta steps; use a multiple of {meta.every}")
         self.method, self.bank, self.budget, self.block = method.to(bank.device), bank, budget, block
         self.camids, self.augment = torch.tensor(camids, device=bank.device), augmenter(bank.size, erase=budget.erase).to(bank.device)
-        self.optimiser = torch.optim.Adam(parameter_groups(method.encoder, budget.lr, budget.early), weight_decay=budget.weight_decay, fused=True)
-        self.features = embed(method.embedder(), bank)
+        self.optimiser = torch.optim.Adam(method.parameter_groups(budget), weight_decay=budget.weight_decay, fused=True)
+        method.start(budget, len(bank))
+        self.features = embed(method.clusterer(), bank)
         self.cluster()
         memory = getattr(method, "memory", None)
         if memory is not None:
@@ -129,7 +130,7 @@ class Bench:
 
     def embed(self):
         "Embed all training images."
-        embed(self.method.embedder(), self.bank)
+        embed(self.method.clusterer(), self.bank)
 
     def cluster(self):
         "Features to labels, a new classifier and its optimiser."

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PRESETS', 'Preset', 'load_methods', 'RunConfig', 'store_root', 'open_domain', 'fingerprint', 'run_path',
            'environment', 'cpu_name', 'Run', 'read_rows', 'read_tensors', 'write_tensors', 'saver', 'resume_point',
-           'embed_test', 'retrieve', 'agreement_loss', 'plain_scores', 'label_scores', 'make_method', 'cores',
-           'peak_memory', 'waiting_lock', 'get_run', 'get_runs', 'worker', 'start_worker', 'delegate', 'run_in_workers',
-           'show_epochs']
+           'embed_test', 'retrieve', 'agreement_loss', 'plain_scores', 'label_scores', 'pretrainings', 'make_method',
+           'cores', 'peak_memory', 'waiting_lock', 'get_run', 'get_runs', 'worker', 'start_worker', 'delegate',
+           'run_in_workers', 'show_epochs']
 
 # %% ../nbs/91_runs.ipynb #fef6acac
 import contextlib, hashlib, importlib, json, os, pkgutil, platform, subprocess, sys, time
@@ -23,10 +23,11 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from threadpoolctl import threadpool_limits
+from torch import nn
 from tqdm.auto import tqdm
 
 import upl_reid.methods
-from .backbone import Encoder, build_encoder
+from .backbone import build_encoder
 from .cluster import camera_center
 from .core import ConfigError, RunError, pick_device, project_root, write_atomic
 from .data import Domain, Split, load_domain, split_identities
@@ -210,10 +211,11 @@ class Run:
 
     def encoder(self,
         device: str | torch.device = "cpu", # where to put it
-    ) -> Encoder: # in evaluation mode
+    ) -> nn.Module: # in evaluation mode
         "The trained model."
         preset = PRESETS[self.config.preset]
         encoder = build_encoder(preset.backbone, preset.size, preset.dim)
+        if self.config.method != "pretrain": encoder = METHODS[self.config.method].model(encoder)
         encoder.load_state_dict(read_tensors(self.path/"model.safetensors")[0])
         return encoder.to(device).eval()
 
@@ -270,7 +272,7 @@ def resume_point(
 
 # %% ../nbs/91_runs.ipynb #6ea0ae38
 def embed_test(
-    encoder: Encoder, # to evaluate
+    encoder: nn.Module, # to evaluate
     domain: Domain, # query and gallery
     size: tuple, # of the images
     device: torch.device, # where
@@ -332,6 +334,13 @@ def label_scores(
     return {k: float(v) for k, v in out.items()}
 
 # %% ../nbs/91_runs.ipynb #196c685b
+def pretrainings(
+    config: RunConfig, # of any run
+) -> list: # of RunConfig
+    "The pretrained models that a run starts from (itself, if it is one). A method's second network has another seed, which no first network has."
+    twin = config.method != "pretrain" and METHODS[config.method].needs_twin
+    return [RunConfig(config.preset, config.source, seed=s) for s in (config.seed, config.seed + 1000)[:1 + twin]]
+
 def make_method(
     config: RunConfig, # of an adaptation
     held: Split, # held-out source identities
@@ -343,11 +352,11 @@ def make_method(
 ) -> Method:
     "A method around its pretrained encoder, with exactly the extras that its class asks for."
     preset, cls = PRESETS[config.preset], METHODS[config.method]
-    base = get_run(RunConfig(config.preset, config.source, seed=config.seed), device=device, roots=roots, store=store, progress=progress)
-    extras = {}
+    encoder, *twin = [get_run(c, device=device, roots=roots, store=store, progress=progress).encoder() for c in pretrainings(config)]
+    extras = dict(twin=twin[0]) if twin else {}
     if cls.needs_identities: extras["pids"] = target.train.pids
     if cls.needs_meta: extras["meta"] = (ImageBank(held.paths, preset.size, device), held.pids, held.camids)
-    return cls(base.encoder(), **extras, **{"momentum": preset.momentum, **config.method_args})
+    return cls(encoder, **extras, **{"momentum": preset.momentum, **config.method_args})
 
 def cores() -> int:
     "Processor cores that this process may use."
@@ -443,7 +452,7 @@ def get_runs(
     "All runs of a table. A method defined in the calling notebook is run in its process, since no other process knows it. Raises `RunError` if a worker fails."
     store, kind, configs = Path(store or store_root()), pick_device(device).type, list(configs)
     for name, preset in {(n, c.preset) for c in configs for n in (c.source, c.target) if n}: open_domain(name, preset, roots, store)     # a missing folder stops here
-    first = [RunConfig(c.preset, c.source, seed=c.seed) for c in configs]
+    first = [p for c in configs for p in pretrainings(c)]
     missing = lambda c: not (run_path(c, roots, store)/"metrics.json").exists()
     if jobs is None: jobs = cores() if kind == "cpu" and all(PRESETS[c.preset].workers for c in configs) else 1
     portable = lambda c: c.method == "pretrain" or METHODS[c.method].__module__.startswith("upl_reid.")
