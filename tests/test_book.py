@@ -1,5 +1,5 @@
 """The page of all reports: nothing fetched, nothing lost, every link and picture there, right in a real browser; and the command that makes it."""
-import base64, html, io, json, os, re, runpy, shutil, subprocess, sys
+import base64, html, io, json, os, re, runpy, shutil, subprocess, sys, time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -350,3 +350,15 @@ def test_module_is_a_command(monkeypatch, capsys):
 
 def test_only_and_page_exclude_each_other(bench):
     with pytest.raises(SystemExit): book.main(["--page", "--only", "table2"])
+
+
+def test_several_at_a_time_make_the_same_reports_and_what_measures_time_waits(bench, monkeypatch):
+    begun, ended = [], []
+    def execute(source, log, *args, **kwargs):
+        begun.append((source.stem, list(ended))); time.sleep(.05); ended.append(source.stem)
+        (bench/"reports"/f"{source.stem}.md").write_text(f"# {source.stem}\n")
+    monkeypatch.setattr(book.papermill, "execute_notebook", execute)
+    monkeypatch.setattr(book, "TIMED", ("table5",))
+    book.regenerate(("table5", "table6"), jobs=2)
+    assert begun == [("table6", []), ("table5", ["table6"])]
+    with pytest.raises(ConfigError, match="jobs=0"): book.regenerate(("table5",), jobs=0)

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 import upl_reid.cost as module
 from upl_reid.core import ConfigError, DataError
 from upl_reid.cost import (Bench, Watch, benches, counts, flops, in_turns, kept_bytes, measure, measured_overheads, overhead_in_words,
-                           overheads, peak_bytes, per_epoch, pinned)
+                           overheads, peak_bytes, per_epoch, pinned, recall)
 from upl_reid.published import TABLE7, TEXT7
 from upl_reid.srmo import loss_slopes
 
@@ -157,23 +157,17 @@ def test_threads_return_after_a_block_and_after_a_failure():
 
 # ---- an epoch, and percentages
 
-class Plan:
-    """What `per_epoch` asks of a bench."""
-    def __init__(self, every, steps, block):
-        self.budget, self.steps, self.block = type("Budget", (), dict(every=every)), steps, block
-
-
-def frame(seconds):
-    """(rounds, rows, 3) seconds as `in_turns` gives them."""
-    parts = ("embedding", "clustering", "steps")
+def frame(seconds, every=2, steps=20, block=10):
+    """(rounds, rows, 3) seconds as `measure` gives them."""
+    parts = dict(embedding=1/every, clustering=1/every, steps=steps/block)
     rounds, rows, _ = seconds.shape
-    return pd.DataFrame([dict(row=f"row {9 - i}", part=p, repeat=r, seconds=float(seconds[r, i, j]), processor=0.)
+    return pd.DataFrame([dict(row=f"row {9 - i}", part=p, repeat=r, seconds=float(seconds[r, i, j]), processor=0., share=parts[p])
                          for r in range(rounds) for i in range(rows) for j, p in enumerate(parts)])
 
 
 def test_an_epoch_is_made_of_medians():
     seconds = np.random.default_rng(0).random((5, 3, 3)) + .1
-    got = per_epoch(frame(seconds), Plan(every=4, steps=36, block=10))
+    got = per_epoch(frame(seconds, every=4, steps=36, block=10))
     assert list(got.index) == ["row 9", "row 8", "row 7"]                        # in the order given, not sorted
     for i in range(3):
         e, c, s = (sorted(seconds[:, i, j])[2] for j in range(3))
@@ -181,11 +175,10 @@ def test_an_epoch_is_made_of_medians():
 
 
 def test_processor_time_is_read_where_asked():
-    seconds, plan = np.random.default_rng(2).random((3, 2, 3)) + .1, Plan(1, 10, 10)
-    times = frame(seconds)
+    times = frame(np.random.default_rng(2).random((3, 2, 3)) + .1, 1, 10, 10)
     times = times.assign(processor=times["seconds"]*np.where(times["row"] == "row 8", .5, 1.))
-    assert per_epoch(times, plan, "processor").loc["row 8"].tolist() == pytest.approx((per_epoch(times, plan).loc["row 8"]/2).tolist())
-    wall, worked = (measured_overheads(times, plan, clock=c).loc["row 8"] for c in ("seconds", "processor"))
+    assert per_epoch(times, "processor").loc["row 8"].tolist() == pytest.approx((per_epoch(times).loc["row 8"]/2).tolist())
+    wall, worked = (measured_overheads(times, clock=c).loc["row 8"] for c in ("seconds", "processor"))
     assert (1 + worked/100).tolist() == pytest.approx(((1 + wall/100)/2).tolist())
 
 
@@ -193,15 +186,14 @@ def test_one_slow_round_changes_nothing():
     seconds = np.ones((5, 2, 3)); seconds[:, 1] = 1.5
     calm = frame(seconds)
     seconds[3] *= 40
-    plan = Plan(2, 20, 10)
-    pd.testing.assert_frame_equal(per_epoch(frame(seconds), plan), per_epoch(calm, plan))
-    pd.testing.assert_frame_equal(measured_overheads(frame(seconds), plan), measured_overheads(calm, plan))
+    pd.testing.assert_frame_equal(per_epoch(frame(seconds)), per_epoch(calm))
+    pd.testing.assert_frame_equal(measured_overheads(frame(seconds)), measured_overheads(calm))
 
 
 @pytest.mark.parametrize("parts", [("embedding", "clustering", "steps"), ("clustering",)])
 def test_overheads_are_taken_within_rounds(parts):
-    seconds, plan = np.random.default_rng(1).random((3, 4, 3)) + .2, Plan(2, 7, 10)
-    got = measured_overheads(frame(seconds), plan, parts)
+    seconds = np.random.default_rng(1).random((3, 4, 3)) + .2
+    got = measured_overheads(frame(seconds, 2, 7, 10), parts)
     share = dict(embedding=1/2, clustering=1/2, steps=7/10)
     for i in range(4):
         cost = lambda r, row: sum(seconds[r, row, j]*share[p] for j, p in enumerate(("embedding", "clustering", "steps")) if p in parts)
@@ -338,3 +330,31 @@ def test_measuring_visits_every_row_and_part(ready):
     assert list(counted.index) == ["hybrid", "dbscan"]
     assert times[["row", "part"]].values.tolist() == [[row, part] for row in two for part in ("embedding", "clustering", "steps")]
     assert (times["seconds"] > 0).all()
+
+
+# ---- kept figures
+
+def test_figures_are_read_only_where_nothing_has_changed(tmp_path, monkeypatch):
+    place = dict(time="t0", commit="0a1b2c", changed=False, hardware="one", packages=dict(torch="1"))
+    monkeypatch.setattr(module, "environment", lambda device: dict(place))
+    asked, path = [], tmp_path/"cost"/"a.json"
+    def work(): asked.append(1); return pd.DataFrame(dict(a=[.1 + len(asked), 1/3]), index=["x", "y"]), pd.DataFrame(dict(row=["x"], n=[2]))
+    def ask(**setting): return recall(path, dict(device="cpu", **setting), work)
+    first, again = ask(repeats=3), ask(repeats=3)
+    assert len(asked) == 1
+    for a, b in zip(first, again): pd.testing.assert_frame_equal(a, b, check_exact=True)
+    place["time"] = "t1"; ask(repeats=3)
+    assert len(asked) == 1
+    for change in (dict(commit="ff"), dict(hardware="two"), dict(packages=dict(torch="2"))):
+        place.update(change); before = len(asked); ask(repeats=3); ask(repeats=3)
+        assert len(asked) == before + 1
+    before = len(asked); ask(repeats=4); assert len(asked) == before + 1
+
+
+@pytest.mark.parametrize("place", [dict(commit="0a1b2c", changed=True), dict(commit="not a git checkout", changed=False)])
+def test_figures_of_unknown_code_are_not_kept(tmp_path, monkeypatch, place):
+    monkeypatch.setattr(module, "environment", lambda device: place)
+    asked = []
+    def work(): asked.append(1); return (pd.DataFrame(dict(a=[1])),)
+    for _ in range(2): recall(tmp_path/"a.json", dict(device="cpu"), work)
+    assert len(asked) == 2 and not (tmp_path/"a.json").exists()

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['flops', 'Watch', 'synchronise', 'peak_bytes', 'kept_bytes', 'extra_numbers', 'Bench', 'benches', 'counts', 'in_turns',
-           'pinned', 'measure', 'per_epoch', 'overheads', 'measured_overheads', 'overhead_in_words']
+           'pinned', 'measure', 'per_epoch', 'overheads', 'measured_overheads', 'overhead_in_words', 'recall']
 
 # %% ../nbs/96_cost.ipynb #7b0aa8c3
-import contextlib, gc, time, weakref
+import contextlib, gc, json, re, time, weakref
 from pathlib import Path
 from typing import Callable
 
@@ -23,10 +23,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from .backbone import cost
-from .core import ConfigError, DataError, seeded, to_numpy
+from .core import ConfigError, DataError, seeded, to_numpy, write_atomic
 from .data import split_identities
 from .images import ImageBank, augmenter, plan_batches
-from .runs import PRESETS, RunConfig, make_method, open_domain, store_root
+from .runs import PRESETS, RunConfig, environment, make_method, open_domain, store_root
 from .train import Budget, Method, embed, run_epoch, start_round
 
 # %% ../nbs/96_cost.ipynb #fd8f8a9f
@@ -232,24 +232,24 @@ def measure(
     rows: dict, # row -> Bench
     repeats: int, # rounds
     threads: int | None, # processor threads; None: as they are
-) -> tuple: # frame of `counts`, a line a row; frame of `in_turns`
+) -> tuple: # frame of `counts`, a line a row; frame of `in_turns` with the share of each task in an average epoch
     "Count and time all rows in this process."
     device = next(iter(rows.values())).bank.device
     with pinned(threads):
         counted = pd.DataFrame({row: counts(b) for row, b in rows.items()}).T
         tasks = {(row, part): work for row, b in rows.items() for part, work in (("embedding", b.embed), ("clustering", b.cluster), ("steps", b.train))}
-        return counted, in_turns(tasks, repeats, device)
+        times = in_turns(tasks, repeats, device)
+    share = {row: dict(embedding=1/b.budget.every, clustering=1/b.budget.every, steps=b.steps/b.block) for row, b in rows.items()}
+    return counted, times.assign(share=[share[t.row][t.part] for t in times.itertuples()])
 
 # %% ../nbs/96_cost.ipynb #c639d705
 def per_epoch(
-    times: pd.DataFrame, # of `in_turns`
-    bench: Bench, # any row: all have the same block, steps and T_c
+    times: pd.DataFrame, # of `measure`
     clock: str = "seconds", # or "processor"
 ) -> pd.DataFrame: # seconds an epoch: a line a row; embedding, clustering, steps
     "Seconds of each part in an average epoch, from medians over the rounds."
-    median = times.groupby(["row", "part"], sort=False)[clock].median().unstack()[["embedding", "clustering", "steps"]]
-    share = dict(embedding=1/bench.budget.every, clustering=1/bench.budget.every, steps=bench.steps/bench.block)
-    return median.loc[times["row"].unique()]*pd.Series(share)
+    median = times[clock].mul(times["share"]).groupby([times["row"], times["part"]], sort=False).median()
+    return median.unstack()[["embedding", "clustering", "steps"]].loc[times["row"].unique()]
 
 def overheads(
     costs: pd.Series, # cost of each row, each adding a part to the one before
@@ -260,13 +260,12 @@ def overheads(
 
 # %% ../nbs/96_cost.ipynb #54466284
 def measured_overheads(
-    times: pd.DataFrame, # of `in_turns`
-    bench: Bench, # any row
+    times: pd.DataFrame, # of `measure`
     parts: tuple = ("embedding", "clustering", "steps"), # which costs to add up
     clock: str = "seconds", # or "processor"
 ) -> pd.DataFrame: # percent: before, first (as in `overheads`), low, high (of `before`)
     "Overheads within each round: their median over the rounds and the range of the one over the row before."
-    rounds = {r: overheads(per_epoch(frame, bench, clock)[list(parts)].sum(axis=1)) for r, frame in times.groupby("repeat")}
+    rounds = {r: overheads(per_epoch(frame, clock)[list(parts)].sum(axis=1)) for r, frame in times.groupby("repeat")}
     before, first = (pd.DataFrame({r: o[name] for r, o in rounds.items()}) for name in ("before", "first"))
     return pd.DataFrame(dict(before=before.median(axis=1), first=first.median(axis=1), low=before.min(axis=1), high=before.max(axis=1)))
 
@@ -282,3 +281,19 @@ def overhead_in_words(
     sure = "" if low > 0 or high < 0 else ", so not told apart from nothing"
     return (f"**{row}**: {d:+.1f} % over the row before ({low:+.1f} to {high:+.1f} over the rounds{sure}). "
             f"Published: {text:+.1f} % in the text, {table:+.1f} % by the rows of the table; {near}.")
+
+# %% ../nbs/96_cost.ipynb #6cf6b921
+def recall(
+    path: Path, # JSON file of earlier measurements
+    setting: dict, # all that the figures depend on, plain values
+    work: Callable, # () -> tuple of frames: measures
+) -> tuple: # of frames
+    "Measured frames, from a file if their commit, packages, machine and `setting` are the present ones; else measured, and kept there."
+    environ = {k: v for k, v in environment(torch.device(setting["device"])).items() if k != "time"}
+    now = json.loads(json.dumps(dict(setting=setting, environment=environ)))
+    sure = not environ["changed"] and re.fullmatch("[0-9a-f]+", environ["commit"])
+    then = json.loads(path.read_text(encoding="utf-8")) if sure and path.exists() else {}
+    if then.get("now") == now: return tuple(pd.DataFrame(f["data"], f["index"], f["columns"]) for f in then["frames"])
+    frames = work()
+    if sure: write_atomic(path, json.dumps(dict(now=now, frames=[f.to_dict("split") for f in frames])))
+    return frames
