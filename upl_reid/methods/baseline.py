@@ -39,7 +39,7 @@ def global_labels(
     center: bool = True, # subtract each camera's mean before clustering
     k1: int = 20, # of the Jaccard distance; at most the images of an identity
     k2: int = 6, # of the Jaccard distance
-    eps: float = 0.6, # DBSCAN's radius
+    eps: float = 0.5, # DBSCAN's radius
     min_samples: int = 4, # DBSCAN's density
 ) -> PseudoLabels:
     "One DBSCAN over all cameras on the Jaccard distance. Raises `DataError` for fewer than two clusters."
@@ -54,7 +54,7 @@ class GlobalDBSCAN(Method):
         center: bool = True, # subtract each camera's mean before clustering
         k1: int = 20, # of the Jaccard distance; at most the images of an identity
         k2: int = 6, # of the Jaccard distance
-        eps: float = 0.6, # DBSCAN's radius
+        eps: float = 0.5, # DBSCAN's radius
         min_samples: int = 4, # DBSCAN's density
         **kwargs, # of `Method`
     ):
