@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, strategies as st
 from torch import nn
 
-from upl_reid.backbone import (SHAPES, Encoder, Shape, StemViT, build_encoder, cosine_restarts, cost, follow, load_deit, load_timm, parameter_groups,
-                               pretrained_state, read_weights, slow_copy)
+from upl_reid.backbone import (SHAPES, Encoder, IBN, Shape, StemViT, build_encoder, cosine_restarts, cost, feature_map, follow, load_deit, load_timm,
+                               map_and_output, parameter_groups, pretrained_state, read_weights, slow_copy, split_norms, use_ibn)
 from upl_reid.core import ConfigError, DataError, seeded
 
 TOY = Shape((4, 5), (2, 1), 2, 8, 2, 2)         # tokens of 4 pixels, 8 channels, 2 blocks, 2 heads
@@ -567,3 +567,139 @@ def test_both_deit_stems_have_deits_blocks():
     with torch.device("meta"): coarse, fine = (StemViT(SHAPES[name], (256, 128)) for name in ("deit_small", "deit_small_fine"))
     for body in (coarse, fine): assert sum(p.numel() for p in body.blocks.parameters()) == 12*(4*384 + 12*384**2 + 9*384)
     assert fine.pos_embed.numel() == 4*coarse.pos_embed.numel()
+
+
+# ---------------------------------------------------------------- instance norm in a ResNet
+
+def naive_channel(values, weight, bias, mean=None, var=None):
+    flat = [v for v in np.ravel(values)]
+    if mean is None: mean = sum(flat)/len(flat)
+    if var is None: var = sum((v - mean)**2 for v in flat)/len(flat)
+    return (np.asarray(values) - mean)/math.sqrt(var + 1e-5)*weight + bias
+
+
+@pytest.mark.parametrize("channels", [4, 5])
+@pytest.mark.parametrize("training", [True, False])
+def test_ibn_is_instance_norm_of_the_first_half_and_batch_norm_of_the_rest(channels, training):
+    norm = stir(IBN(channels), channels).double().train(training)
+    x = torch.randn(3, channels, 2, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)*2 + 1
+    running = val(norm.BN.running_mean).copy(), val(norm.BN.running_var).copy()
+    want = np.empty(x.shape)
+    for c in range(channels):
+        if c < channels//2:
+            for b in range(3): want[b, c] = naive_channel(val(x[b, c]), val(norm.IN.weight)[c], val(norm.IN.bias)[c])
+        else:
+            k = c - channels//2
+            known = (None, None) if training else (running[0][k], running[1][k])
+            want[:, c] = naive_channel(val(x[:, c]), val(norm.BN.weight)[k], val(norm.BN.bias)[k], *known)
+    np.testing.assert_allclose(val(norm(x)), want, atol=1e-12)
+    if training:                        # 24 numbers a channel: the running variance is the sample's
+        k = np.array([np.ravel(val(x[:, c])) for c in range(channels//2, channels)])
+        np.testing.assert_allclose(val(norm.BN.running_mean), .9*running[0] + .1*k.mean(1), atol=1e-12)
+        np.testing.assert_allclose(val(norm.BN.running_var), .9*running[1] + .1*((k - k.mean(1, keepdims=True))**2).sum(1)/23, atol=1e-12)
+
+
+def test_instance_half_does_not_see_a_camera():
+    norm = IBN(6).eval()
+    x = torch.rand(2, 6, 8, 8)
+    scale, shift = torch.rand(1, 6, 1, 1) + .5, torch.rand(1, 6, 1, 1)
+    with torch.no_grad(): a, b = norm(x), norm(x*scale + shift)
+    assert torch.allclose(a[:, :3], b[:, :3], atol=1e-2) and not torch.allclose(a[:, 3:], b[:, 3:], atol=1e-1)
+
+
+def test_ibn_a_changes_the_first_norm_of_three_stages_and_no_size():
+    plain, ibn = build_encoder("resnet50", (32, 16), 8, seed=3), build_encoder("resnet50_ibn_a", (32, 16), 8, seed=3)
+    changed = [n for n, m in ibn.body.named_modules() if isinstance(m, IBN)]
+    assert changed == [f"layer{s}.{b}.bn1" for s, blocks in ((1, 3), (2, 4), (3, 6)) for b in range(blocks)]
+    count = lambda e: sum(p.numel() for p in e.parameters())
+    assert count(plain) == count(ibn)
+    assert all(torch.equal(v, plain.state_dict()[k]) for k, v in ibn.state_dict().items() if ".bn1." not in k or "layer4" in k)
+    with torch.no_grad(): f = ibn.eval()(torch.randn(2, 3, 32, 16))
+    assert f.shape == (2, 8) and torch.allclose(f.norm(dim=1), torch.ones(2))
+    known = [id(p) for g in parameter_groups(ibn, 1.) for p in g["params"]]
+    assert len(known) == len(set(known)) == sum(p.requires_grad for p in ibn.parameters())
+
+
+def test_weights_of_the_plain_network_are_divided_between_the_halves(tmp_path):
+    with seeded("plain"): state = stir(timm.create_model("resnet18")).state_dict()
+    body = build_encoder("resnet18_ibn_a", (32, 16), 8, str(write(tmp_path/"plain.safetensors", state))).body
+    for b in range(2):
+        norm, old = body.layer2[b].bn1, {k: state[f"layer2.{b}.bn1.{k}"] for k in ("weight", "bias", "running_mean", "running_var")}
+        for k in ("weight", "bias"): assert torch.equal(torch.cat([getattr(norm.IN, k), getattr(norm.BN, k)]), old[k])
+        for k in ("running_mean", "running_var"): assert torch.equal(getattr(norm.BN, k), old[k][64:])
+    own = body.state_dict()
+    assert all(torch.equal(v, own[k]) for k, v in state.items() if k in own)
+    again = build_encoder("resnet18_ibn_a", (32, 16), 8, str(write(tmp_path/"ibn.safetensors", own))).body         # and IBN's own as they are
+    assert same(again.state_dict(), own)
+
+
+def test_weights_for_ibn_that_miss_something_are_refused():
+    with seeded("fault"): body = timm.create_model("resnet18", num_classes=0)
+    state = {k: v.clone() for k, v in body.state_dict().items()}
+    use_ibn(body, "resnet18_ibn_a")
+    given = dict(state)
+    load_timm(body, split_norms(body, state))
+    assert same(state, given)           # the caller's weights are left alone
+    del state["layer1.1.bn1.running_var"]
+    with pytest.raises(DataError, match=r"layer1\.1\.bn1\.BN\.running_var"): load_timm(body, split_norms(body, state))
+
+
+def test_imagenet_weights_of_ibn_are_those_of_the_plain_network(monkeypatch):
+    real, asked = timm.create_model, []
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **k: asked.append((name, pretrained)) or real(name, **k))
+    build_encoder("resnet18_ibn_a", (32, 16), 8, "imagenet")
+    assert asked == [("resnet18", False), ("resnet18", True)]
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050_ibn_a", "demo_ibn_a", "resnet51_ibn_a", "deit_tiny_patch16_224_ibn_a"])
+def test_only_resnets_have_ibn(name):
+    with pytest.raises(ConfigError, match=f"{name}.*resnet50"): build_encoder(name, (224, 224), 8)
+
+
+# ---------------------------------------------------------------- the map before the mean
+
+TOY_SWIN = dict(img_size=(64, 32), embed_dim=8, depths=(1, 1), num_heads=(1, 1), window_size=2)
+TOY_VIT = dict(img_size=(32, 48), patch_size=16, embed_dim=12, depth=1, num_heads=2)
+
+
+def timm_body(name, **toy):
+    with seeded("map"): return stir(timm.create_model(name, num_classes=0, **toy)).double().eval()
+
+
+@pytest.mark.parametrize("name, size, grid, toy", [
+    ("resnet18", (96, 64), (3, 2), {}), ("mobilenetv2_035", (96, 64), (3, 2), {}), ("swin_tiny_patch4_window7_224", (64, 32), (8, 4), TOY_SWIN)])
+def test_mean_of_the_map_is_the_output_of_a_body_that_averages_last(name, size, grid, toy):
+    body, x = timm_body(name, **toy), pictures(2, size)
+    with torch.no_grad(): found, output, want = feature_map(body, x), map_and_output(body, x)[1], body(x)
+    assert found.shape == (2, want.shape[1], *grid) and torch.equal(output, want)
+    for b, c in itertools.product(range(2), range(want.shape[1])):
+        assert sum(found[b, c].flatten().tolist())/math.prod(grid) == pytest.approx(want[b, c].item(), rel=1e-9, abs=1e-9)
+
+
+def test_map_of_our_body_has_its_tokens_row_by_row():
+    body, x = toy_encoder().body, pictures(3)
+    with torch.no_grad(): found, output, tokens = *map_and_output(body, x), body.tokens(x)
+    assert found.shape == (3, 8, *body.grid) and body.grid == (2, 3) and torch.equal(output, body(x))
+    for r, c in itertools.product(range(2), range(3)): assert torch.equal(found[:, :, r, c], tokens[:, 3*r + c])
+
+
+@pytest.mark.parametrize("name, extra", [("vit_tiny_patch16_224", 1), ("deit_tiny_distilled_patch16_224", 2)])
+def test_map_of_a_stock_transformer_leaves_its_class_tokens_out(name, extra):
+    body, x = timm_body(name, **TOY_VIT), pictures(2, (32, 48))
+    with torch.no_grad(): found, output, tokens = *map_and_output(body, x), body.forward_features(x)
+    assert found.shape == (2, 12, 2, 3) and tokens.shape[1] == 6 + extra and torch.equal(output, body(x))
+    for r, c in itertools.product(range(2), range(3)): assert torch.equal(found[:, :, r, c], tokens[:, extra + 3*r + c])
+
+
+def test_output_is_the_bodys_own_where_it_normalises_after_averaging():
+    body, x = timm_body("convnext_atto"), pictures(1, (64, 32))
+    with torch.no_grad(): found, output = map_and_output(body, x)
+    assert torch.equal(output, body(x)) and found.shape == (1, 320, 2, 1) and not torch.allclose(found.mean((2, 3)), output)
+
+
+def test_bodies_without_a_map_are_refused():
+    with pytest.raises(ConfigError, match="Linear has no feature map.*micro"): feature_map(nn.Linear(3, 3), pictures(1))
+    class Heap(nn.Module):
+        def forward_features(self, x): return x.flatten(2)
+        def forward_head(self, x): return x.mean(2)
+    with pytest.raises(ConfigError, match="Heap has 3 tokens that fill no grid"): feature_map(Heap(), pictures(1))

@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from sklearn.cluster import DBSCAN
 
 from upl_reid.cluster import (camera_center, camera_dbscan, cluster_camids, cluster_centroids, dbscan, group_images, jaccard_distance,
-                              merge_across_cameras, nearest_images, relabel_consecutive, unit_rows)
+                              kmeans_labels, merge_across_cameras, nearest_images, relabel_consecutive, silhouette_samples, unit_rows)
 from upl_reid.core import ConfigError, DataError
 
 
@@ -306,3 +306,111 @@ def test_labels_and_groups_compose():
     assert group_images(once, torch.tensor([1, 0, 1])).tolist() == [1, -1, 1, 0, -1, 1, 0]
     with pytest.raises(DataError, match="label 2"): group_images(once, torch.tensor([0, 1]))
     with pytest.raises(DataError, match="two cameras"): cluster_camids(np.array([0, 0, 1]), np.array([1, 2, 2]))
+
+
+def sum_of_squares(x, labels):
+    total = 0.
+    for c in set(labels):
+        own = [x[i] for i in range(len(x)) if labels[i] == c]
+        mean = [sum(column)/len(own) for column in zip(*own)]
+        total += sum((a - m)**2 for row in own for a, m in zip(row, mean))
+    return total
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 15), st.integers(1, 15))
+def test_kmeans_ends_where_each_row_is_with_its_nearest_mean(seed, n, k):
+    x, k = clumps(seed, n, d=3, people=5), min(k, n)
+    labels = kmeans_labels(x, k, seed)
+    assert list(dict.fromkeys(labels.tolist())) == list(range(k))                         # all k are used, numbered by first appearance
+    means = [np.mean([x[i] for i in range(n) if labels[i] == c], axis=0) for c in range(k)]
+    for i in range(n):
+        d = [sum((a - m)**2 for a, m in zip(x[i], mean)) for mean in means]
+        assert d[labels[i]] <= min(d) + 1e-9
+
+
+def test_kmeans_finds_the_best_split_of_clumps():
+    x = np.repeat([[0., 0], [9, 0], [0, 9]], [3, 2, 2], axis=0) + np.random.default_rng(3).normal(size=(7, 2))
+    best = min(sum_of_squares(x.tolist(), (0, *rest)) for rest in np.ndindex(*[3]*6))
+    for seed in range(5): assert math.isclose(sum_of_squares(x.tolist(), kmeans_labels(x, 3, seed).tolist()), best)
+
+
+def test_kmeans_edges_kinds_and_faults():
+    x = clumps(2, 12)
+    assert kmeans_labels(x, 12).tolist() == list(range(12)) and kmeans_labels(x, 1).tolist() == [0]*12
+    assert kmeans_labels(np.repeat(np.eye(3), 4, axis=0), 7).tolist() == np.repeat(range(3), 4).tolist()   # three distinct images
+    t = torch.tensor(x, dtype=torch.float32, requires_grad=True)
+    got = kmeans_labels(t, 4, seed=9)
+    assert isinstance(got, torch.Tensor) and got.dtype == torch.int64
+    assert got.tolist() == kmeans_labels(t.detach().numpy(), 4, seed=9).tolist() == kmeans_labels(t, 4, seed=9).tolist()
+    assert kmeans_labels(x, 4, seed=2**63 - 1).dtype == np.int64                          # any seed of seed_for
+    state = np.random.get_state()[1].copy()
+    starts = {tuple(kmeans_labels(np.random.default_rng(0).normal(size=(40, 2)), 9, s)) for s in range(6)}
+    assert len(starts) > 1 and (np.random.get_state()[1] == state).all()                  # the seed matters, the global stream does not
+    for k in (0, -3):
+        with pytest.raises(ConfigError, match=f"k={k}"): kmeans_labels(x, k)
+    with pytest.raises(DataError, match="k=13"): kmeans_labels(x, 13)
+    x[5, 0] = np.inf
+    with pytest.raises(DataError, match="row 5"): kmeans_labels(x, 3)
+
+
+def slow_silhouettes(x, labels, metric, leave_one_out=True):
+    """Eq. 4-6 of CGC, one image and one pair at a time."""
+    unit = [[a/math.sqrt(sum(v*v for v in row)) for a in row] for row in x.tolist()]
+    def d(i, j):
+        square = sum((a - b)**2 for a, b in zip(unit[i], unit[j]))
+        return math.sqrt(square) if metric == "euclidean" else square/2
+    clusters, out = {c: [j for j, l in enumerate(labels) if l == c] for c in set(labels) if c >= 0}, []
+    for i, c in enumerate(labels):
+        if c < 0: out.append(math.nan); continue
+        if len(clusters[c]) == 1: out.append(0.); continue
+        a = sum(d(i, j) for j in clusters[c] if j != i)/(len(clusters[c]) - leave_one_out)
+        b = min(sum(d(i, j) for j in other)/len(other) for k, other in clusters.items() if k != c)
+        out.append((b - a)/max(a, b))
+    return out
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(4, 30), st.integers(1, 9), st.booleans())
+def test_silhouettes_are_their_definition(metric, seed, n, block, leave_one_out):
+    x, labels = clumps(seed, n), np.random.default_rng(seed).integers(-1, 4, n)*3
+    labels[:2] = 0, 3                                                                     # at least two clusters; ids have gaps
+    got = silhouette_samples(x, labels, metric, leave_one_out, block)
+    np.testing.assert_allclose(got, slow_silhouettes(x, labels.tolist(), metric, leave_one_out), atol=1e-10)
+    assert (np.abs(got[labels >= 0]) <= 1 + 1e-12).all()
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_silhouettes_are_those_of_scikit_learn(metric):
+    from sklearn.metrics import silhouette_samples as reference
+    rng = np.random.default_rng(4)
+    x, labels = unit_rows(clumps(5, 400, d=16, people=30)).numpy(), rng.integers(0, 30, 400)
+    labels[7] = 30                                                                        # the only one of its cluster
+    assert np.abs(silhouette_samples(x, labels, metric) - reference(x, labels, metric=metric)).max() < 1e-10
+    t = silhouette_samples(torch.tensor(x, dtype=torch.float32, requires_grad=True), torch.tensor(labels), metric)
+    assert isinstance(t, torch.Tensor) and t.dtype == torch.float64 and not t.requires_grad
+    assert np.abs(t.numpy() - reference(x, labels, metric=metric)).max() < 1e-5
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_silhouettes_never_hold_all_pairs(metric):
+    from torch.utils._python_dispatch import TorchDispatchMode
+    sizes = []
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+            out = f(*args, **(kwargs or {}))
+            sizes.extend(o.numel() for o in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(o, torch.Tensor))
+            return out
+    with Watch(): silhouette_samples(torch.tensor(clumps(0, 600)), np.arange(600) % 9, metric, block=16)
+    assert 600 <= max(sizes) <= 600*16
+
+
+def test_silhouettes_of_copies_and_faults():
+    twins = np.repeat(np.eye(3), 2, axis=0)
+    for metric in ("euclidean", "cosine"):
+        assert silhouette_samples(twins, [0, 0, 1, 1, -1, -1], metric)[:4].tolist() == pytest.approx([1]*4)
+        assert silhouette_samples(np.ones((4, 2)), [0, 0, 1, 1], metric).tolist() == pytest.approx([0]*4)     # nothing tells them apart
+    with pytest.raises(ConfigError, match="'l2'"): silhouette_samples(twins, [0, 0, 1, 1, 2, 2], "l2")
+    with pytest.raises(DataError, match="1 clusters"): silhouette_samples(twins, [0, 0, 0, 0, -1, -1])
+    with pytest.raises(DataError, match="one label per image"): silhouette_samples(twins, [0, 1])

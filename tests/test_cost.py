@@ -12,8 +12,9 @@ from torch.profiler import ProfilerActivity, profile
 import upl_reid.cost as module
 from upl_reid.core import ConfigError, DataError
 from upl_reid.cost import (Bench, Watch, benches, counts, flops, in_turns, kept_bytes, measure, measured_overheads, overhead_in_words,
-                           overheads, peak_bytes, per_epoch, pinned, recall)
+                           overheads, peak_bytes, per_epoch, recall)
 from upl_reid.published import TABLE7, TEXT7
+from upl_reid.runs import pinned
 from upl_reid.srmo import loss_slopes
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from upl_reid.core import ConfigError, DataError
-from upl_reid.losses import pair_distance, soft_cross_entropy, supervised_contrastive, weighted_triplet
+from upl_reid.losses import center_loss, moved_centers, pair_distance, soft_cross_entropy, softmax_triplet, supervised_contrastive, weighted_triplet
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
@@ -220,3 +220,95 @@ def test_contrastive_is_lower_for_separated_people():
     apart, mixed = torch.eye(2)[labels], torch.eye(2)[torch.tensor([0, 1, 0, 1])]
     assert supervised_contrastive(apart, labels) < supervised_contrastive(mixed, labels)
     with pytest.raises(DataError, match="one label"): supervised_contrastive(apart, labels[:3])
+
+
+# softmax triplet
+
+def naive_softmax_triplet(features, labels, weight, teacher, scale):
+    "Exponentials as the formula has them."
+    def d(x, i, j): return sum((a - b)**2 for a, b in zip(x[i].tolist(), x[j].tolist()))**.5
+    total = mass = 0.
+    for i in range(len(features)):
+        positives = [j for j in range(len(features)) if j != i and labels[i] >= 0 and labels[j] == labels[i]]
+        negatives = [j for j in range(len(features)) if labels[i] >= 0 and labels[j] >= 0 and labels[j] != labels[i]]
+        if not positives or not negatives: continue
+        p, n = max(positives, key=lambda j: d(features, i, j)), min(negatives, key=lambda j: d(features, i, j))
+        def share(x): return exp(scale*d(x, i, n))/(exp(scale*d(x, i, p)) + exp(scale*d(x, i, n)))
+        t = 1. if teacher is None else share(teacher)
+        total += weight[i].item()*(-t*log(share(features)) - (1 - t)*log(1 - share(features)))
+        mass += weight[i].item()
+    return total/mass if mass else 0.
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("scale", [1., 8.])
+@pytest.mark.parametrize("taught", [False, True])
+@pytest.mark.parametrize("device", DEVICES)
+def test_softmax_triplet_is_the_double_loop(seed, scale, taught, device):
+    features, labels, weight = triplet_case(seed)
+    teacher = torch.nn.functional.normalize(randn(seed + 50, len(features), 6), dim=1) if taught else None
+    got = softmax_triplet(features.to(device), labels.to(device), weight.to(device), teacher if teacher is None else teacher.to(device), scale)
+    assert got.item() == pytest.approx(naive_softmax_triplet(features, labels, weight, teacher, scale), abs=1e-9)
+
+
+def test_softmax_triplet_gradients_reach_the_student_only():
+    features, labels, weight = triplet_case(3)
+    teacher = randn(4, len(features), 4).requires_grad_()
+    def fn(f): return softmax_triplet(f, labels, weight, teacher.detach(), 2.)
+    assert torch.autograd.gradcheck(fn, (features.requires_grad_(),), check_forward_ad=True)
+    softmax_triplet(features, labels, weight, teacher).backward()
+    assert teacher.grad is None and features.grad.abs().sum() > 0
+
+
+def test_softmax_triplet_of_huge_gaps_and_of_nothing():
+    far = torch.tensor([[0.], [1e4], [1.], [2e4]], requires_grad=True)
+    assert torch.isfinite(softmax_triplet(far, torch.tensor([0, 0, 1, 1])))
+    none = softmax_triplet(far, torch.tensor([-1, -1, 0, 0]))
+    none.backward()
+    assert none == 0 and (far.grad == 0).all()
+    with pytest.raises(DataError, match="4 features with 3 teacher"): softmax_triplet(far, torch.zeros(4), teacher=torch.zeros(3, 1))
+
+
+# centre loss
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("device", DEVICES)
+def test_center_loss_and_its_centres_are_equations_2_to_4_of_wen(seed, device):
+    x, c, y = randn(seed, 9, 3), randn(seed + 30, 5, 3), torch.randint(-1, 4, (9,), generator=rng(seed))        # class 4 has no image
+    loss, moved = 0., []
+    for row, k in zip(x.tolist(), y.tolist()):
+        if k >= 0: loss += .5*sum((a - b)**2 for a, b in zip(row, c[k].tolist()))
+    for k, center in enumerate(c.tolist()):
+        own = [row for row, label in zip(x.tolist(), y.tolist()) if label == k]
+        moved.append([b - .3*sum(b - row[d] for row in own)/(1 + len(own)) for d, b in enumerate(center)])
+    before = c.clone()
+    given = [t.to(device) for t in (x, y, c)]
+    assert center_loss(*given).item() == pytest.approx(loss, abs=1e-12)
+    np.testing.assert_allclose(moved_centers(given[2], given[0], given[1], .3).cpu(), moved, atol=1e-12)
+    assert torch.equal(c, before) and torch.equal(moved_centers(c, x, y, 0.), c)
+    assert center_loss(x.float(), y, c.float()).dtype == moved_centers(c.float(), x.float(), y).dtype == torch.float32
+
+
+def test_center_loss_pulls_towards_the_centre_only():
+    x, c, y = randn(1, 6, 4).requires_grad_(), randn(2, 3, 4), torch.tensor([0, 1, 2, 2, -1, 0])
+    center_loss(x, y, c).backward()
+    want = torch.where(y[:, None] >= 0, x.detach() - c[y.clamp(min=0)], 0)
+    torch.testing.assert_close(x.grad, want)
+    x.grad = None
+    nothing = center_loss(x, torch.full((6,), -1), c)
+    nothing.backward()
+    assert nothing.item() == 0 and not x.grad.any()
+    assert torch.autograd.gradcheck(lambda f: center_loss(f, y, c), randn(3, 6, 4).requires_grad_(), check_forward_ad=True)
+
+
+def test_centres_end_at_the_mean_of_their_images():
+    x, y, c = randn(5, 8, 2), torch.arange(8) % 2, randn(6, 2, 2)
+    for _ in range(200): c = moved_centers(c, x, y)
+    torch.testing.assert_close(c, torch.stack([x[0::2].mean(0), x[1::2].mean(0)]))
+
+
+def test_centres_of_another_width_or_labels_of_another_length():
+    x, y, c = randn(0, 4, 3), torch.zeros(4, dtype=torch.int64), randn(1, 2, 3)
+    for call in (lambda *a: center_loss(*a), lambda x, y, c: moved_centers(c, x, y)):
+        with pytest.raises(DataError, match="3 labels"): call(x, y[:3], c)
+        with pytest.raises(DataError, match="width"): call(x, y, c[:, :1])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from upl_reid.core import ConfigError, DataError
-from upl_reid.memory import MemoryBank, cross_camera_info_nce
+from upl_reid.memory import ClusterMemory, MemoryBank, cross_camera_info_nce, queue_size
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
@@ -219,3 +219,64 @@ def test_shapes_that_do_not_fit(features, index, camids):
 @pytest.mark.parametrize("size", [0, -3])
 def test_no_room(size):
     with pytest.raises(ConfigError, match="at least 1"): MemoryBank(size, 2)
+
+
+# a vector for each cluster
+
+def naive_update(centroids, features, labels, mu):
+    "Equation 3 of CGC with lists, one image after the other, each result brought back to unit length."
+    def unit(v): return [a/sum(b*b for b in v)**.5 for a in v]
+    memory = [unit(row) for row in centroids]
+    for f, y in zip(features, labels):
+        if y >= 0: memory[y] = unit([mu*m + (1 - mu)*a for m, a in zip(memory[y], unit(f))])
+    return memory
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("mu", [0., .1, .7, 1.])
+def test_cluster_memory_follows_image_by_image(seed, mu, device):
+    g = torch.Generator().manual_seed(seed)
+    start, features = (torch.randn(n, 4, generator=g, dtype=torch.float64) for n in (5, 20))
+    labels = torch.randint(-1, 4, (20,), generator=g)                  # cluster 4 has no image and stays
+    memory = ClusterMemory(start.to(device), mu)
+    memory.update(features.to(device), labels.to(device))
+    torch.testing.assert_close(memory.centroids.cpu(), torch.tensor(naive_update(start.tolist(), features.tolist(), labels.tolist(), mu), dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("tau", [.05, 1.])
+def test_cluster_nce_is_equation_2_of_cgc(tau):
+    g = torch.Generator().manual_seed(0)
+    start, features = (torch.randn(n, 4, generator=g, dtype=torch.float64) for n in (5, 7))
+    labels = torch.randint(0, 5, (7,), generator=g)
+    def cos(u, v): return sum(a*b for a, b in zip(u, v))/(sum(a*a for a in u)*sum(b*b for b in v))**.5
+    want = sum(-log(exp(cos(f, start[y].tolist())/tau)/sum(exp(cos(f, m)/tau) for m in start.tolist())) for f, y in zip(features.tolist(), labels.tolist()))/7
+    assert torch.nn.functional.cross_entropy(ClusterMemory(start, temperature=tau)(features), labels).item() == pytest.approx(want, abs=1e-10)
+
+
+def test_cluster_memory_gives_gradients_to_images_only_and_keeps_a_copy():
+    start, x = torch.eye(3), torch.tensor([[.6, .8, 0.]], requires_grad=True)
+    memory = ClusterMemory(start)
+    assert not list(memory.parameters()) and set(memory.state_dict()) == {"centroids"} and len(memory) == 3
+    loss = memory(x).logsumexp(1).sum()
+    loss.backward()
+    memory.update(x, torch.tensor([2]))                                # after backward: fine; its graph does not enter
+    assert x.grad.abs().sum() > 0 and not memory.centroids.requires_grad and torch.equal(start, torch.eye(3))
+    loss = memory(x).logsumexp(1).sum()
+    memory.update(x, torch.tensor([0]))
+    with pytest.raises(RuntimeError, match="inplace"): loss.backward() # before it: loud
+
+
+def test_cluster_memory_refuses_what_does_not_fit():
+    memory = ClusterMemory(torch.eye(3))
+    for labels in ([3], [0, 1]):
+        with pytest.raises(DataError, match="3 clusters"): memory.update(torch.ones(1, 3), torch.tensor(labels))
+    memory.update(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
+    assert torch.equal(memory.centroids, torch.eye(3))
+    for wrong in (dict(momentum=1.5), dict(temperature=0.)):
+        with pytest.raises(ConfigError): ClusterMemory(torch.eye(3), **wrong)
+
+
+@pytest.mark.parametrize("images, largest, share, want", [(2700, 8192, .5, 1350), (16522, 8192, .5, 8192), (3, 8192, .1, 1), (2700, 65536, 64., 65536)])
+def test_a_queue_is_no_longer_than_asked_and_than_its_share(images, largest, share, want):
+    assert queue_size(images, largest, share) == want

@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from sklearn.mixture import GaussianMixture
 
 from upl_reid.core import ConfigError, DataError
-from upl_reid.uncertainty import Mixture, effective_dimension, entropy, fit_components, fit_mixture, hard_labels, maximise, soft_labels, uncertainty_weight
+from upl_reid.uncertainty import Mixture, centroid_log_probabilities, effective_dimension, entropy, fit_components, fit_mixture, hard_labels, maximise, soft_labels, uncertainty_weight
 
 
 def simplex(seed, *shape):
@@ -230,3 +230,31 @@ def test_faults_are_named():
     with pytest.raises(ConfigError, match="n_components"): fit_components(x, 0)
     for bad in (0, -1., math.nan):
         with pytest.raises(ConfigError, match="temperature"): soft_labels(x, m, bad)
+
+
+@pytest.mark.parametrize("kind, tolerance", [(np.float64, 1e-12), (np.float32, 1e-4), (torch.float64, 1e-12), (torch.float16, 2e-2)])
+def test_probabilities_from_centroids_in_plain_loops(kind, tolerance):
+    """P2LR Eq. 2, one image and one centroid at a time."""
+    rng = np.random.default_rng(3)
+    x, w = 5*rng.normal(size=(9, 6)), .1*rng.normal(size=(4, 6))
+    x[2] = 0                                                            # no direction: every cluster is as likely
+    want = np.empty((9, 4))
+    for i in range(9):
+        scores = []
+        for k in range(4):
+            dot = sum(a*b for a, b in zip(x[i], w[k]))
+            lengths = math.sqrt(sum(a*a for a in x[i]))*math.sqrt(sum(b*b for b in w[k]))
+            scores.append(20*dot/lengths if lengths else 0.)
+        total = sum(math.exp(s) for s in scores)
+        want[i] = [s - math.log(total) for s in scores]
+    is_torch = isinstance(kind, torch.dtype)
+    got = centroid_log_probabilities(*((torch.tensor(v, dtype=kind) if is_torch else v.astype(kind)) for v in (x, w)))
+    assert isinstance(got, torch.Tensor if is_torch else np.ndarray)
+    np.testing.assert_allclose(np.asarray(got, dtype=float), want, atol=tolerance*20)
+
+
+def test_faults_of_centroid_probabilities_are_named():
+    for bad in (0, -1., math.nan, math.inf):
+        with pytest.raises(ConfigError, match="temperature"): centroid_log_probabilities(np.eye(2), np.eye(2), bad)
+    with pytest.raises(DataError, match="2 dimensions and centroids of 3"): centroid_log_probabilities(np.eye(2), np.eye(3))
+    with pytest.raises(DataError, match="NaN"): centroid_log_probabilities(np.eye(2), np.full((2, 2), np.nan))

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['finite_rows', 'unit_rows', 'nearest_images', 'reciprocal_sets', 'neighbour_weights', 'overlap_distance',
-           'jaccard_distance', 'relabel_consecutive', 'dbscan', 'camera_center', 'check_camids', 'camera_dbscan',
-           'cluster_centroids', 'check_labels', 'merge_across_cameras', 'cluster_camids', 'group_images']
+           'jaccard_distance', 'relabel_consecutive', 'dbscan', 'kmeans_labels', 'silhouette_samples', 'camera_center',
+           'check_camids', 'camera_dbscan', 'cluster_centroids', 'check_labels', 'merge_across_cameras',
+           'cluster_camids', 'group_images']
 
 # %% ../nbs/30_cluster.ipynb #828e5bc9
 import numpy as np
 import scipy.sparse as sp
 import torch
 from scipy.sparse.csgraph import connected_components
+from sklearn.cluster import KMeans
 
 from .core import ConfigError, DataError, like, to_numpy
 
@@ -167,6 +169,72 @@ def dbscan(
     border, first = ~core[i] & core[j], np.full(n, n, np.int64)
     np.minimum.at(first, i[border], labels[j[border]])
     return like(np.where(first < n, first, labels), distance)
+
+# %% ../nbs/30_cluster.ipynb #ee3591e9
+def kmeans_labels(
+    features, # (N, d) array or tensor, used as they are
+    k: int, # clusters, 1..N
+    seed: int = 0, # of the first centres
+): # (N,) int64 in 0..k-1 by first appearance; same kind
+    "K-means (Lloyd) from one k-means++ start; copies count as one image. Raises `ConfigError` for k below 1, `DataError` for k above N."
+    if k < 1: raise ConfigError(f"k={k}: k-means needs at least one cluster")
+    x = to_numpy(finite_rows(features)).astype(np.float64)
+    if k > len(x): raise DataError(f"k={k} clusters for {len(x)} images; lower k to at most one cluster per image")
+    k = min(k, len(np.unique(x, axis=0)))
+    found = KMeans(k, init="k-means++", n_init=1, random_state=seed % 2**32).fit(x)
+    return like(relabel_consecutive(found.labels_), features)
+
+# %% ../nbs/30_cluster.ipynb #26d1a701
+def _cluster_sums(
+    x: torch.Tensor, # (N, d) float64, rows of length 1 or 0
+    ids: torch.Tensor, # (N,) 0..K-1
+    k: int, # K
+    metric: str, # "euclidean" or "cosine"
+    block: int, # rows of the N x N distances held at a time
+) -> torch.Tensor: # (N, K)
+    "Sum of the distances of each image to the images of each cluster, its distance to itself taken as 0."
+    if metric == "cosine":
+        total = x.new_zeros(k, x.shape[1]).index_add_(0, ids, x)
+        sums = torch.bincount(ids, minlength=k) - x @ total.T
+        sums[torch.arange(len(x)), ids] -= 1 - x.square().sum(1)
+        return sums
+    square, out = x.square().sum(1), []
+    for s in range(0, len(x), block):
+        d = (square[s:s+block, None] + square - 2*x[s:s+block] @ x.T).clamp_(min=0).sqrt_()
+        d.diagonal(s).fill_(0)
+        out.append(x.new_zeros(len(d), k).index_add_(1, ids, d))
+    return torch.cat(out)
+
+# %% ../nbs/30_cluster.ipynb #e30b0b9b
+def silhouette_samples(
+    features, # (N, d); L2-normalised inside
+    labels, # (N,) integers, negative: noise
+    metric: str = "euclidean", # distance of unit rows: "euclidean" or "cosine" (half the square of it)
+    leave_one_out: bool = True, # False: divide the sum in a_i by the cluster's size, itself counted, as Eq. 4 of CGC is printed
+    block: int = 512, # rows of Euclidean distances held at a time
+): # (N,) float64, same kind: -1..1, 0 for the only image of a cluster, NaN for noise
+    """Silhouette of each image (Rousseeuw 1987) in O(N K + block N) memory.
+
+    Raises `ConfigError` for another metric, `DataError` for fewer than two clusters, lengths that differ and NaN."""
+    if metric not in ("euclidean", "cosine"): raise ConfigError(f"metric={metric!r} is unknown; use 'euclidean' or 'cosine'")
+    x, given = finite_rows(features), to_numpy(labels)
+    if given.shape != (len(x),): raise DataError(f"labels have shape {given.shape} for {len(x)} images; pass one label per image")
+    kept = np.flatnonzero(given >= 0)
+    names, ids = np.unique(given[kept], return_inverse=True)
+    if len(names) < 2: raise DataError(f"{len(names)} clusters among {len(x)} images: a silhouette compares a cluster with the nearest other one; loosen the clustering")
+    if x.device.type == "mps": x = x.cpu()                   # it has no double precision
+    x = unit_rows(x[torch.as_tensor(kept, device=x.device)].double())
+    ids = torch.as_tensor(ids, device=x.device)
+    count, own = torch.bincount(ids), torch.arange(len(x), device=x.device)
+    sums = _cluster_sums(x, ids, len(names), metric, block)
+    a = sums[own, ids]/(count[ids] - int(leave_one_out)).clamp(min=1)
+    mean = sums/count
+    mean[own, ids] = torch.inf
+    b = mean.amin(1)
+    s = torch.where(count[ids] > 1, (b - a)/torch.maximum(a, b).clamp(min=1e-300), 0)
+    out = np.full(len(given), np.nan)
+    out[kept] = to_numpy(s)
+    return like(out, features)
 
 # %% ../nbs/30_cluster.ipynb #32c3f9ac
 def camera_center(

@@ -4,17 +4,16 @@
 
 # %% auto #0
 __all__ = ['flops', 'Watch', 'synchronise', 'peak_bytes', 'kept_bytes', 'extra_numbers', 'Bench', 'benches', 'counts', 'in_turns',
-           'pinned', 'measure', 'per_epoch', 'overheads', 'measured_overheads', 'overhead_in_words', 'recall']
+           'measure', 'per_epoch', 'overheads', 'measured_overheads', 'overhead_in_words', 'recall']
 
 # %% ../nbs/96_cost.ipynb #7b0aa8c3
-import contextlib, gc, json, re, time, weakref
+import gc, json, re, time, weakref
 from pathlib import Path
 from typing import Callable
 
 import numpy as np
 import pandas as pd
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,7 +25,7 @@ from .backbone import cost
 from .core import ConfigError, DataError, seeded, to_numpy, write_atomic
 from .data import split_identities
 from .images import ImageBank, augmenter, plan_batches
-from .runs import PRESETS, RunConfig, environment, make_method, open_domain, store_root
+from .runs import PRESETS, RunConfig, environment, make_method, open_domain, pinned, store_root
 from .train import Budget, Method, embed, run_epoch, start_round
 
 # %% ../nbs/96_cost.ipynb #fd8f8a9f
@@ -215,17 +214,6 @@ def in_turns(
                 out.append(dict(row=row, part=part, repeat=repeat, seconds=time.perf_counter() - started, processor=time.process_time() - worked))
     finally: gc.unfreeze()
     return pd.DataFrame(out)
-
-@contextlib.contextmanager
-def pinned(
-    threads: int | None, # for torch and numpy; None: as they are
-):
-    "Limit the processor threads of a block of code."
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        with threadpool_limits(threads): yield
-    finally: torch.set_num_threads(before)
 
 # %% ../nbs/96_cost.ipynb #3bcb761d
 def measure(

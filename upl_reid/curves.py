@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .core import DataError
+from .memory import queue_size
 from .metrics import pseudo_label_correct
 from .runs import PRESETS, Run
 from .train import unpack_labels
@@ -111,7 +112,7 @@ def queue_use(
     Raises `DataError` for a run without memory."""
     args, budget = {**run.config.defaults, **run.config.method_args}, PRESETS[run.config.preset].adapt
     if not args.get("moco"): raise DataError(f"{run} has no memory; ask for a run of UPL-ReID with moco=True")
-    size = max(1, min(args["queue"], int(args["share"]*images)))
+    size = queue_size(images, args["queue"], args["share"])
     batches = run.history["classes"].clip(upper=budget.identities)*budget.images
     seen = int(steps_an_epoch(run, images)*batches.sum())
     held = min(size, seen)

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from scipy import sparse
-from sklearn import config_context, metrics as scores
+from sklearn import metrics as scores
 
+from .cluster import silhouette_samples
 from .core import ConfigError, DataError, like, seed_for, to_numpy
 
 # %% ../nbs/80_metrics.ipynb #ebf69b54
@@ -392,8 +393,7 @@ def _geometry(
     def defined(labels): return 2 <= len(np.unique(labels)) < len(labels)
     sample = np.arange(len(x))
     if len(x) > 20_000: sample = np.sort(np.random.default_rng(seed_for("silhouette", len(x))).choice(len(x), 20_000, replace=False))
-    with config_context(working_memory=128): # MB
-        silhouette = scores.silhouette_score(x[sample], labels[sample]) if defined(labels[sample]) else np.nan
+    silhouette = silhouette_samples(x[sample], labels[sample]).mean() if defined(labels[sample]) else np.nan
     davies_bouldin = scores.davies_bouldin_score(x, labels) if defined(labels) else np.nan
     return dict(silhouette=float(silhouette), davies_bouldin=float(davies_bouldin), silhouette_images=len(sample))
 

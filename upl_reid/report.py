@@ -6,7 +6,7 @@
 __all__ = ['PARAMETERS', 'MEASURES', 'check_parameters', 'coerce', 'Table', 'open_table', 'collect', 'summarise', 'tabulate',
            'published_order', 'compare', 'in_words', 'differences', 'add_differences', 'method_rows', 'describe_rows',
            'budget_in_words', 'Evaluation', 'evaluate_again', 'standing', 'standing_in_words', 'evidence',
-           'one_direction', 'both_counts', 'account', 'images_per_pair', 'pretrainings', 'provenance', 'write_report',
+           'one_direction', 'both_counts', 'account', 'images_per_pair', 'started_from', 'provenance', 'write_report',
            'markdown']
 
 # %% ../nbs/92_report.ipynb #cb27accf
@@ -22,7 +22,7 @@ import pandas as pd
 from .core import ConfigError, in_test, pick_device, project_root, write_atomic
 from .data import JUNK, Domain, Split
 from .metrics import bootstrap_interval
-from .runs import PRESETS, Run, RunConfig, environment, get_runs, load_methods, open_domain, plain_scores, retrieve, store_root
+from .runs import PRESETS, Run, RunConfig, environment, get_runs, load_methods, open_domain, plain_scores, pretrainings, retrieve, store_root
 from .train import Method
 
 # %% ../nbs/92_report.ipynb #45dc5bd1
@@ -231,7 +231,7 @@ def describe_rows(
     for row, (name, args) in rows.items():
         cls = methods[name]
         first = (cls.__doc__ or "not described").strip().split("\n")[0].split(" Raises `")[0]
-        given = ["images and cameras of the target"]*cls.trains + ["its true identities"]*cls.needs_identities + ["held-out source people"]*cls.needs_meta
+        given = ["images and cameras of the target"]*cls.trains + ["its true identities"]*cls.needs_identities + ["held-out source people"]*cls.needs_meta + ["a second pretrained network"]*cls.needs_twin
         table.append({"row": row, "method": name + "".join(f", {k}={v}" for k, v in args.items()), "what it is": first, "trained on": ", ".join(given) or "nothing more"})
     return pd.DataFrame(table)
 
@@ -377,11 +377,11 @@ def images_per_pair(
     return np.unique(np.stack([split.pids[keep], split.camids[keep]], 1), axis=0, return_counts=True)[1]
 
 # %% ../nbs/92_report.ipynb #735875a7
-def pretrainings(
+def started_from(
     runs: list, # of Run
 ) -> list: # of Run
     "The pretraining runs that runs of methods started from."
-    needed = {RunConfig(r.config.preset, r.config.source, seed=r.config.seed).id for r in runs if r.config.method != "pretrain"}
+    needed = {p.id for r in runs if r.config.method != "pretrain" for p in pretrainings(r.config)}
     found = [p for p in {r.path.parent for r in runs} for p in p.iterdir() if p.name.split("-")[0] in needed and (p/"metrics.json").exists()]
     return [Run(RunConfig(**json.loads((p/"config.json").read_text())), p) for p in sorted(found)]
 
@@ -394,7 +394,7 @@ def provenance(
     """Preset, seeds, commit, hardware, packages, time, and the identifiers of the runs and of the pretraining they started from.
 
     Without runs: where the notebook itself ran."""
-    runs = list({r.id: r for r in [*pretrainings(runs), *runs]}.values())
+    runs = list({r.id: r for r in [*started_from(runs), *runs]}.values())
     sessions = [e for r in runs for e in r.environments] or [environment(pick_device("cpu"))]
     distinct = lambda key: ", ".join(sorted({str(e[key]) for e in sessions}))
     seeds, took = sorted({r.config.seed for r in runs}), f"this notebook took {seconds:.0f} s"

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PRESETS', 'Preset', 'load_methods', 'RunConfig', 'store_root', 'open_domain', 'fingerprint', 'run_path',
            'environment', 'cpu_name', 'Run', 'read_rows', 'read_tensors', 'write_tensors', 'saver', 'resume_point',
-           'embed_test', 'retrieve', 'agreement_loss', 'plain_scores', 'label_scores', 'pretrainings', 'make_method',
-           'cores', 'peak_memory', 'waiting_lock', 'get_run', 'get_runs', 'worker', 'start_worker', 'delegate',
-           'run_in_workers', 'show_epochs']
+           'embed_test', 'retrieve', 'agreement_loss', 'plain_scores', 'label_scores', 'encoder_seeds', 'pretrainings',
+           'initial_encoder', 'make_method', 'cores', 'peak_memory', 'waiting_lock', 'pinned', 'get_run', 'get_runs',
+           'worker', 'start_worker', 'delegate', 'run_in_workers', 'show_epochs']
 
 # %% ../nbs/91_runs.ipynb #fef6acac
 import contextlib, hashlib, importlib, json, os, pkgutil, platform, subprocess, sys, time
@@ -334,12 +334,27 @@ def label_scores(
     return {k: float(v) for k, v in out.items()}
 
 # %% ../nbs/91_runs.ipynb #196c685b
+def encoder_seeds(
+    config: RunConfig, # of any run
+) -> list: # one, or two for a method of two networks
+    "Seeds of the encoders that a run starts from. A method's second network has another seed, which no first network has."
+    twin = config.method != "pretrain" and METHODS[config.method].needs_twin
+    return [config.seed, config.seed + 1000][:1 + twin]
+
 def pretrainings(
     config: RunConfig, # of any run
 ) -> list: # of RunConfig
-    "The pretrained models that a run starts from (itself, if it is one). A method's second network has another seed, which no first network has."
-    twin = config.method != "pretrain" and METHODS[config.method].needs_twin
-    return [RunConfig(config.preset, config.source, seed=s) for s in (config.seed, config.seed + 1000)[:1 + twin]]
+    "The pretrained models that a run starts from (itself, if it is one); none if its argument `pretrained` is False."
+    if not {**config.defaults, **config.method_args}.get("pretrained", True): return []
+    return [RunConfig(config.preset, config.source, seed=s) for s in encoder_seeds(config)]
+
+def initial_encoder(
+    preset: Preset, # backbone, size, dimension, weights
+    seed: int, # of the values that are not loaded
+    roots: dict | None, # "weights" -> file, instead of the preset's
+) -> nn.Module:
+    "An encoder that has seen none of the images."
+    return build_encoder(preset.backbone, preset.size, preset.dim, (roots or {}).get("weights") or preset.weights, seed)
 
 def make_method(
     config: RunConfig, # of an adaptation
@@ -350,9 +365,10 @@ def make_method(
     store: Path, # of runs
     progress: bool, # draw bars
 ) -> Method:
-    "A method around its pretrained encoder, with exactly the extras that its class asks for."
+    "A method around its pretrained (or, on request, initial) encoder, with exactly the extras that its class asks for."
     preset, cls = PRESETS[config.preset], METHODS[config.method]
-    encoder, *twin = [get_run(c, device=device, roots=roots, store=store, progress=progress).encoder() for c in pretrainings(config)]
+    encoder, *twin = ([get_run(c, device=device, roots=roots, store=store, progress=progress).encoder() for c in pretrainings(config)]
+                      or [initial_encoder(preset, s, roots) for s in encoder_seeds(config)])
     extras = dict(twin=twin[0]) if twin else {}
     if cls.needs_identities: extras["pids"] = target.train.pids
     if cls.needs_meta: extras["meta"] = (ImageBank(held.paths, preset.size, device), held.pids, held.camids)
@@ -378,7 +394,7 @@ def _work(config, path, device, roots, store, progress):
     kept, held = split_identities(source.train, preset.held, config.seed)
     if config.method == "pretrain":
         target = source
-        encoder = build_encoder(preset.backbone, preset.size, preset.dim, (roots or {}).get("weights") or preset.weights, config.seed)
+        encoder = initial_encoder(preset, config.seed, roots)
         bank = ImageBank(kept.paths, preset.size, device)
         trained = pretrain(encoder, kept, bank, preset.pretrain, config.seed, f"pretrain {config.source}", save=saver(path), progress=progress, **resume_point(path))
     else:
@@ -413,6 +429,17 @@ def waiting_lock(
     finally: lock.release()
 
 # %% ../nbs/91_runs.ipynb #674081d7
+@contextlib.contextmanager
+def pinned(
+    threads: int | None, # for torch and numpy; None: as they are
+):
+    "Limit the processor threads of a block of code."
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        with threadpool_limits(threads): yield
+    finally: torch.set_num_threads(before)
+
 def get_run(
     config: RunConfig, # what is wanted
     *,
@@ -426,17 +453,14 @@ def get_run(
     path = run_path(config, roots, store)
     if (path/"metrics.json").exists(): return Run(config, path)
     path.mkdir(parents=True, exist_ok=True)
-    device, threads = pick_device(str(device)), torch.get_num_threads()
+    device = pick_device(str(device))
     with waiting_lock(path/"lock", str(config)):
         if (path/"metrics.json").exists(): return Run(config, path)
         write_atomic(path/"config.json", json.dumps(asdict(config), indent=1))
         sessions = json.loads((path/"environment.json").read_text()) if (path/"environment.json").exists() else []
         write_atomic(path/"environment.json", json.dumps([*sessions, environment(device)], indent=1))
         limit = PRESETS[config.preset].threads if device.type == "cpu" else None
-        try:
-            if limit: torch.set_num_threads(limit)
-            with threadpool_limits(limit): _work(config, path, device, roots, store, progress)     # numpy's threads round differently too
-        finally: torch.set_num_threads(threads)
+        with pinned(limit): _work(config, path, device, roots, store, progress)     # another number of threads rounds differently
     return Run(config, path)
 
 # %% ../nbs/91_runs.ipynb #68f4a159

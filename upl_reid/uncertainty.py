@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['entropy', 'uncertainty_weight', 'Mixture', 'working_copy', 'log_gaussian', 'maximise', 'fit_mixture',
-           'fit_components', 'effective_dimension', 'soft_labels', 'hard_labels']
+           'fit_components', 'effective_dimension', 'soft_labels', 'hard_labels', 'centroid_log_probabilities']
 
 # %% ../nbs/31_uncertainty.ipynb #d39f8a13
 import math
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from sklearn.cluster import KMeans
 
+from .cluster import unit_rows
 from .core import ConfigError, DataError, like, to_numpy
 
 # %% ../nbs/31_uncertainty.ipynb #06d03199
@@ -168,3 +169,15 @@ def hard_labels(
 ): # (N,) int64, same kind
     "The most likely component of each image, the lowest of equals."
     return like(to_numpy(soft).argmax(-1), soft)
+
+# %% ../nbs/31_uncertainty.ipynb #959bfc51
+def centroid_log_probabilities(
+    features, # (N, d)
+    centroids, # (K, d) one row a cluster
+    temperature: float = 20., # alpha, factor of the cosines, > 0
+): # (N, K) log-probability of each cluster; same kind as `features`
+    "Log-softmax of scaled cosines to centroids (P2LR Eq. 2, INCLR Eq. 4-5). Raises `ConfigError` for the temperature, `DataError` for NaN or dimensions that differ."
+    if not (temperature > 0 and math.isfinite(temperature)): raise ConfigError(f"temperature={temperature}: a positive number; the papers use 20")
+    x, w = unit_rows(features), unit_rows(centroids)
+    if x.shape[1] != w.shape[1]: raise DataError(f"features of {x.shape[1]} dimensions and centroids of {w.shape[1]}; both must come from one encoder")
+    return like((temperature*x @ w.to(x).T).log_softmax(1), features)

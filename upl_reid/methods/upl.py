@@ -20,7 +20,7 @@ from ..cluster import camera_center, camera_dbscan, cluster_camids, cluster_cent
 from ..core import ConfigError, DataError, seed_for
 from ..images import ImageBank, plan_batches, prepare
 from ..losses import soft_cross_entropy, supervised_contrastive, weighted_triplet
-from ..memory import MemoryBank, cross_camera_info_nce
+from ..memory import MemoryBank, cross_camera_info_nce, queue_size
 from .baseline import global_labels
 from ..mixup import choose_partners, mix, mixed_weight, sample_lambda
 from ..srmo import SRMO, meta_gradient
@@ -172,7 +172,7 @@ class UPL(HybridLabels):
         "A new classifier; the memory stays, its keys' labels are looked up anew."
         super().start_round(labels)
         if self.settings.moco and self.memory is None:
-            size = max(1, min(self.settings.queue, int(self.settings.share*len(labels.hard))))
+            size = queue_size(len(labels.hard), self.settings.queue, self.settings.share)
             self.memory = MemoryBank(size, self.encoder.dim).to(labels.hard.device)
 
     def before_step(self,
