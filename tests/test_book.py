@@ -1,5 +1,5 @@
 """The page of all reports: nothing fetched, nothing lost, every link and picture there, right in a real browser; and the command that makes it."""
-import base64, html, io, json, os, re, runpy, shutil, subprocess, sys, time
+import base64, concurrent.futures, html, io, json, os, re, runpy, shutil, subprocess, sys, threading, time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -362,3 +362,21 @@ def test_several_at_a_time_make_the_same_reports_and_what_measures_time_waits(be
     book.regenerate(("table5", "table6"), jobs=2)
     assert begun == [("table6", []), ("table5", ["table6"])]
     with pytest.raises(ConfigError, match="jobs=0"): book.regenerate(("table5",), jobs=0)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_ctrl_c_begins_no_further_notebook(bench, monkeypatch, jobs):
+    begun, pressed = [], threading.Event()
+    def execute(source, *args, **kwargs):
+        begun.append(source.stem)
+        if jobs == 1: raise KeyboardInterrupt
+        pressed.wait(5)
+    monkeypatch.setattr(book.papermill, "execute_notebook", execute)
+    if jobs == 2:                                   # the signal reaches the main thread, which waits for the first notebook
+        def wait(self, timeout=None):
+            while len(begun) < 2: time.sleep(.001)
+            threading.Timer(.1, pressed.set).start()
+            raise KeyboardInterrupt
+        monkeypatch.setattr(concurrent.futures.Future, "result", wait)
+    with pytest.raises(KeyboardInterrupt): book.regenerate(("table2", "table5", "table6"), jobs=jobs)
+    assert begun == ["table2", "table5"][:jobs] and (bench/"reports"/"index.html").read_text() == "the old page"

@@ -9,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 from sklearn.metrics import silhouette_samples as reference_silhouettes
 from torch import nn
 
+from small import Linear
 from upl_reid.backbone import build_encoder
 from upl_reid.core import ConfigError, DataError
 from upl_reid.data import load_domain
@@ -124,7 +125,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(DataError, match="one label each"): confidence_guided_labels(x, x[:4], labels[:-1])
     with pytest.raises(DataError, match="no image has label 1"): confidence_guided_centroids(x[:2], [0, 2], s[:2], 0.)
     for wrong, word in ((dict(centroids="best"), "'best'"), (dict(threshold="cubic"), "'cubic'"), (dict(beta=1.1), "beta=1.1"), (dict(memory_momentum=-1), "momentum=-1")):
-        with pytest.raises(ConfigError, match=word): CGC(Linear(), **wrong)
+        with pytest.raises(ConfigError, match=word): CGC(Linear(0, 4), **wrong)
     with pytest.raises(ConfigError, match="no argument 'delta'"): RunConfig("tiny", "plaza", "campus", "cgc", dict(delta=.1))
 
 
@@ -178,15 +179,6 @@ def test_identity_consistency_of_the_papers_three_images():
 # -- the class ---------------------------------------------------------------------------------------------------------
 
 
-class Linear(nn.Module):
-    "Eight numbers to four, of length one, in double precision."
-    def __init__(self, seed=0):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(4, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
-        self.dim = 4
-    def forward(self, x): return nn.functional.normalize(x.flatten(1)[:, :8] @ self.weight.T, dim=1)
-
-
 def crowd(people=7, cameras=3, visits=4, dim=16, noise=.25, seed=0):
     g = torch.Generator().manual_seed(seed)
     pid = torch.arange(people).repeat_interleave(cameras*visits)
@@ -197,7 +189,7 @@ def crowd(people=7, cameras=3, visits=4, dim=16, noise=.25, seed=0):
 def step(**kwargs):
     """A method in the middle of a round, and a batch of it, both in double precision."""
     x, _, cam = crowd(dim=4, people=5)
-    method = CGC(Linear(), k1=8, **kwargs)
+    method = CGC(Linear(0, 4), k1=8, **kwargs)
     method.start(BUDGET, len(x))
     labels = method.relabel(x.double(), cam, 0)
     method.start_round(labels)
@@ -257,7 +249,7 @@ def test_losses_are_pure_and_labels_carry_no_gradient():
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_a_round_is_clusters_silhouettes_centroids(metric):
     x, pid, cam = crowd(noise=.8, dim=8)
-    method = CGC(Linear(), k1=10, eps=.6, threshold="linear", metric=metric)
+    method = CGC(Linear(0, 4), k1=10, eps=.6, threshold="linear", metric=metric)
     method.start(replace(BUDGET, epochs=8, every=2), len(x))
     labels = method.relabel(x, cam, 3)                                 # the fourth round begins after six of eight epochs
     method.start_round(labels)
@@ -280,7 +272,7 @@ def test_clusters_of_one_image_are_noise(monkeypatch):
     found[found == 1] = -1
     found[20] = 1                                                      # the only one of cluster 1
     monkeypatch.setattr(cgc, "global_labels", lambda *a, **k: PseudoLabels(found, None, torch.ones(len(x)), torch.eye(4)))
-    labels = CGC(Linear()).relabel(x, cam, 0)
+    labels = CGC(Linear(0, 4)).relabel(x, cam, 0)
     assert labels.hard[20] == -1 and labels.weight[20] == 0 and labels.hard.max() == 2 and len(labels.centroids) == 3
 
 
@@ -288,7 +280,7 @@ def test_centring_moves_clusters_and_silhouettes_but_not_the_memory():
     x, pid, cam = crowd(noise=.2)
     bias = 3*torch.randn(3, 16, generator=torch.Generator().manual_seed(5))
     x = nn.functional.normalize(x + bias[cam], dim=1)
-    raw, centred = (CGC(Linear(), k1=10, center=c, centroids="all").relabel(x, cam, 0) for c in (False, True))
+    raw, centred = (CGC(Linear(0, 4), k1=10, center=c, centroids="all").relabel(x, cam, 0) for c in (False, True))
     together = lambda labels: len({(p, h) for p, h in zip(pid.tolist(), labels.hard.tolist())})
     assert together(centred) == 7 < together(raw)                      # one cluster a person; without centring people are split by camera
     for k in range(len(centred.centroids)):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from small import Linear
 from upl_reid.backbone import build_encoder
 from upl_reid.core import ConfigError
 from upl_reid.data import load_domain
@@ -30,22 +31,13 @@ def world(tmp_path_factory):
 def pair(cls=MMT, **kwargs): return cls(build_encoder("micro", SIZE, 16, seed=0), build_encoder("micro", SIZE, 16, seed=1), momentum=.9, **kwargs)
 
 
-class Linear(nn.Module):
-    "Eight numbers to three, of length one, in double precision."
-    def __init__(self, seed):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(3, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
-        self.dim = 3
-    def forward(self, x): return nn.functional.normalize(x.flatten(1)[:, :8] @ self.weight.T, dim=1)
-
-
 def small_case(n=10, k=4):
     "A method of two linear maps whose teachers differ from the students, and a batch with two views."
     g = torch.Generator().manual_seed(5)
     def randn(*shape): return torch.randn(*shape, generator=g, dtype=torch.float64)
     hard = torch.randint(-1, k, (n,), generator=g)
     soft = nn.functional.one_hot(hard.clamp(min=0), k).double()*(hard >= 0)[:, None]
-    method = MMT(Linear(0), Linear(1), triplet_scale=3.)
+    method = MMT(Linear(0, 3), Linear(1, 3), triplet_scale=3.)
     method.slow.first.weight.data, method.slow.second.weight.data = randn(3, 8), randn(3, 8)
     method.start_round(PseudoLabels(hard, None, (hard >= 0).double(), nn.functional.normalize(randn(k, 3), dim=1)))
     method.head.data, method.slow_head = randn(2, k, 3), randn(2, k, 3)

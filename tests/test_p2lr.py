@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, strategies as st
-from torch import nn
 
+from small import Linear
 from upl_reid.backbone import build_encoder
 from upl_reid.cluster import camera_center
 from upl_reid.core import ConfigError, DataError
@@ -183,15 +183,6 @@ def test_faults_of_the_choice_are_named():
 
 # -- the method --------------------------------------------------------------------------------------------------------
 
-class Linear(nn.Module):
-    "Eight numbers to six, of length one."
-    def __init__(self, seed):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(6, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
-        self.dim = 6
-    def forward(self, x): return F.normalize(x.flatten(1)[:, :8] @ self.weight.T, dim=1)
-
-
 def people(seed=0):
     "Unit features of six people in three cameras, double precision."
     g = torch.Generator().manual_seed(seed)
@@ -201,12 +192,12 @@ def people(seed=0):
 
 
 def small(**kwargs):
-    method = P2LR(Linear(0), Linear(1), clusters=6, **kwargs)
+    method = P2LR(Linear(0, 6), Linear(1, 6), clusters=6, **kwargs)
     method.rounds = 5
     return method
 
 
-def clusters_of(x, t, center=False, cam=None): return MMT(Linear(0), Linear(1), clusters=6, center=center).relabel(x, cam, t)
+def clusters_of(x, t, center=False, cam=None): return MMT(Linear(0, 6), Linear(1, 6), clusters=6, center=center).relabel(x, cam, t)
 
 
 def means(x, hard):

@@ -350,7 +350,7 @@ def regenerate(
     if jobs < 1: raise ConfigError(f"jobs={jobs}: at least one notebook at a time")
     left, failed = list(names), []
     def run(name):
-        if failed: return                           # after a failure nothing new is begun
+        if failed: return                           # the thread that failed would take the next
         started = time.perf_counter()
         source, log = root/"nbs"/f"{name}.ipynb", root/"reports"/f"{name}.ipynb"
         try: papermill.execute_notebook(source, log, parameters, kernel_name="python3", cwd=root, progress_bar=False)
@@ -360,10 +360,13 @@ def regenerate(
             raise RunError(f"the notebook {name!r} failed ({why}); see reports/{name}.ipynb, and go on with --only {','.join(left)}") from e
         left.remove(name)
         print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
-    alone = [name for name in names if jobs > 1 and name in TIMED]
+    beside = [name for name in names if jobs > 1 and name not in TIMED]
     with ThreadPoolExecutor(jobs) as pool:
-        for done in [pool.submit(run, name) for name in names if name not in alone]: done.result()
-    for name in alone: run(name)
+        try:
+            for done in [pool.submit(run, name) for name in beside]: done.result()
+        finally: pool.shutdown(cancel_futures=True)    # after a failure or Ctrl-C nothing new is begun
+    for name in names:
+        if name not in beside: run(name)
     return write_atomic(root/"reports"/"index.html", page(root/"reports"))
 
 # %% ../nbs/97_book.ipynb #9ef64b11

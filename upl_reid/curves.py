@@ -110,7 +110,7 @@ def queue_use(
     """Size of a run's queue, keys enqueued over the whole training, keys held at its end, whether it was ever full, and keys held for each training image.
 
     Raises `DataError` for a run without memory."""
-    args, budget = {**run.config.defaults, **run.config.method_args}, PRESETS[run.config.preset].adapt
+    args, budget = run.config.arguments, PRESETS[run.config.preset].adapt
     if not args.get("moco"): raise DataError(f"{run} has no memory; ask for a run of UPL-ReID with moco=True")
     size = queue_size(images, args["queue"], args["share"])
     batches = run.history["classes"].clip(upper=budget.identities)*budget.images
@@ -124,7 +124,7 @@ def meta_steps(
     images: int, # training images of the target
 ) -> pd.Series: # index: epochs of training, from 1
     "Meta steps done by the end of each epoch."
-    every = {**run.config.defaults, **run.config.method_args}["every"]
+    every = run.config.arguments["every"]
     epochs = run.history["epoch"].to_numpy()
     return pd.Series((epochs*steps_an_epoch(run, images) - 1)//every, pd.Index(epochs, name="epochs"), name="meta steps")
 

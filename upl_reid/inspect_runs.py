@@ -186,9 +186,9 @@ def relabel(
     **changed, # arguments of `hybrid_labels` to change, such as temperature=None
 ) -> PseudoLabels:
     "Label a saved round again with the run's own arguments, or with some of them changed. Raises `ConfigError` for a method without hybrid labels."
-    if not issubclass(METHODS[run.config.method], HybridLabels) or "labels" not in run.config.defaults:
+    if not issubclass(METHODS[run.config.method], HybridLabels) or "labels" not in run.config.arguments:
         raise ConfigError(f"method {run.config.method!r} does not use hybrid labels; take a run of 'upl' or 'hybrid'")
-    arguments = {**run.config.defaults["labels"], **run.config.method_args.get("labels", {}), **changed}
+    arguments = {**run.config.arguments["labels"], **changed}
     return hybrid_labels(F.normalize(features.float(), dim=1), torch.tensor(np.asarray(camids)), **arguments)
 
 # %% ../nbs/94_inspect.ipynb #89972c6f

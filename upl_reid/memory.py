@@ -64,6 +64,7 @@ def queue_size(
     "Length of the queue: at most so many keys, and at most so large a share of the images."
     return max(1, min(largest, int(share*images)))
 
+# %% ../nbs/50_memory.ipynb #43ec6db5
 class MemoryBank(nn.Module):
     "First-in first-out memory of embeddings with their sample index and camera (Section 3.6). Raises `ConfigError` for a size below 1."
     def __init__(self,

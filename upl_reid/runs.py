@@ -95,10 +95,15 @@ class RunConfig:
         return {} if self.method == "pretrain" else METHODS[self.method].arguments()
 
     @property
+    def arguments(self) -> dict:
+        "The method's arguments as they hold for this run; an argument that is itself a dict is filled up too."
+        given = {k: {**self.defaults[k], **v} if isinstance(v, dict) and self.defaults[k] else v for k, v in self.method_args.items()}
+        return {**self.defaults, **given}
+
+    @property
     def id(self) -> str:
         "Sixteen hexadecimal digits."
-        args = {**self.defaults, **{k: {**self.defaults[k], **v} if isinstance(v, dict) and self.defaults[k] else v for k, v in self.method_args.items()}}
-        text = json.dumps(dict(format=2, config={**asdict(self), "method_args": args}, preset=asdict(PRESETS[self.preset])), sort_keys=True)
+        text = json.dumps(dict(format=2, config={**asdict(self), "method_args": self.arguments}, preset=asdict(PRESETS[self.preset])), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def __hash__(self): return hash(self.id)
@@ -345,7 +350,7 @@ def pretrainings(
     config: RunConfig, # of any run
 ) -> list: # of RunConfig
     "The pretrained models that a run starts from (itself, if it is one); none if its argument `pretrained` is False."
-    if not {**config.defaults, **config.method_args}.get("pretrained", True): return []
+    if not config.arguments.get("pretrained", True): return []
     return [RunConfig(config.preset, config.source, seed=s) for s in encoder_seeds(config)]
 
 def initial_encoder(

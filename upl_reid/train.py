@@ -140,7 +140,7 @@ class Method(nn.Module):
         "Runs once, before the first round: for schedules."
 
     def relabel(self,
-        features: Tensor, # (N, d) of the training images, from `embedder()`
+        features: Tensor, # (N, d) of the training images, from `clusterer()`
         camids: Tensor, # (N,)
         round: int, # 0, 1, ...
     ) -> PseudoLabels:

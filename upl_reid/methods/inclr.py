@@ -121,7 +121,6 @@ def inaccuracy(
     temperature: float = 20., # beta, factor of the cosines, > 0
 ): # (N,) at least 0; same kind as `student`
     "KL divergence of the student's distribution over the clusters from the teacher's (INCLR Eq. 4-6). Raises `ConfigError`, `DataError`."
-    if not temperature > 0: raise ConfigError(f"temperature={temperature}: a factor of cosines is above 0")
     s, t, v = (torch.as_tensor(x) for x in (student, teacher, centroids))
     if s.shape != t.shape or v.ndim != 2 or s.shape[-1] != v.shape[1]:
         raise DataError(f"student features are {tuple(s.shape)}, the teacher's {tuple(t.shape)}, centroids {tuple(v.shape)}; pass (N, d), (N, d) and (K, d)")
@@ -209,10 +208,10 @@ class INCLR(MMT):
     ) -> dict: # ce, part_ce, triplet, kl: sums over both students; soft_ce, soft_triplet on request
         "The terms of Eq. 8; inaccuracy is towards the other network's teacher."
         with torch.no_grad():
-            taught = self.apart(self.slow, batch)[:, 0]
-            soft = self.scores(taught, self.slow_head[:, 0]).softmax(2).flip(0)
+            teachers = self.apart(self.slow, batch)[:, 0]
+            target = self.scores(teachers, self.slow_head[:, 0]).softmax(2)
         logits = self.scores(features.flatten(0, 1), self.head.flatten(0, 1)).unflatten(0, features.shape[:2])
-        each = [self.student_losses(*x, batch) for x in zip(features, logits, taught.flip(0), soft)]
+        each = [self.student_losses(*x, batch) for x in zip(features, logits, teachers.flip(0), target.flip(0))]
         return {name: each[0][name] + each[1][name] for name in each[0]}
 
     def student_losses(self,
@@ -223,8 +222,7 @@ class INCLR(MMT):
         batch: Batch,
     ) -> dict: # name -> scalar
         "The terms of one student."
-        hard = (1 - self.smoothing)*batch.soft + self.smoothing/batch.soft.shape[1]
-        ce, *part_ce = [soft_cross_entropy(z, hard, batch.weight) for z in logits]
+        ce, *part_ce = [soft_cross_entropy(z, self.hard_target(batch), batch.weight) for z in logits]
         out = dict(ce=ce, triplet=softmax_triplet(features[0], batch.hard, batch.weight, scale=self.triplet_scale))
         if self.lgmr: out["part_ce"] = sum(part_ce)
         if self.igmo:

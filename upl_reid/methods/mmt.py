@@ -116,19 +116,25 @@ class MMT(Method):
         "Both students, each on its own view."
         return self.encoder.both(batch.images, batch.second)
 
+    def hard_target(self,
+        batch: Batch,
+    ) -> Tensor: # (B, K) probabilities
+        "The clusters' labels, smoothed."
+        return (1 - self.smoothing)*batch.soft + self.smoothing/batch.soft.shape[1]
+
     def losses(self,
         features: Tensor, # (2, B, d)
         batch: Batch,
     ) -> dict: # ce, triplet, soft_ce, soft_triplet: sums over both students
         "Hard and soft, identity and triplet; the teacher of one network is the other's."
         with torch.no_grad():
-            taught = self.slow.both(batch.images, batch.second).flip(0)
-            target = self.scores(taught.flip(0), self.slow_head).softmax(2).flip(0)
-        hard = (1 - self.smoothing)*batch.soft + self.smoothing/batch.soft.shape[1]
+            teachers = self.slow.both(batch.images, batch.second)
+            target = self.scores(teachers, self.slow_head).softmax(2)
+        hard = self.hard_target(batch)
         each = [dict(ce=soft_cross_entropy(z, hard, batch.weight), soft_ce=soft_cross_entropy(z, t, batch.weight),
                      triplet=softmax_triplet(f, batch.hard, batch.weight, scale=self.triplet_scale),
                      soft_triplet=softmax_triplet(f, batch.hard, batch.weight, teacher, self.triplet_scale))
-                for f, z, t, teacher in zip(features, self.scores(features, self.head), target, taught)]
+                for f, z, t, teacher in zip(features, self.scores(features, self.head), target.flip(0), teachers.flip(0))]
         return {name: each[0][name] + each[1][name] for name in each[0]}
 
     def loss_weights(self) -> dict: # name -> float
