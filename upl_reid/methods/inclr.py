@@ -155,6 +155,11 @@ class INCLR(MMT):
         self.lgmr, self.igmo, self.kl_weight, self.temperature = lgmr, igmo, kl_weight, temperature
         self.label_args = dict(center=self.center, k1=k1, k2=k2, eps=eps, min_samples=min_samples)
 
+    @staticmethod
+    def as_written() -> dict: # for `RunConfig.method_args`
+        "The published settings of labels and losses, on the shared budget: those of `MMT.as_written`; the rest is the paper's by default."
+        return MMT.as_written()
+
     @classmethod
     def arguments(cls) -> dict: # name -> default
         "What a run may set; DBSCAN finds the number of clusters itself."

@@ -59,17 +59,22 @@ class MMT(Method):
         encoder: Encoder, # pretrained on the source
         twin: Encoder, # pretrained on the source from another seed
         clusters: int | None = None, # of k-means; None: one for 15 images
-        center: bool = False, # subtract each camera's mean before clustering
+        center: bool = True, # subtract each camera's mean before clustering
         soft_id: float = 0.5, # lambda_id, share of the teacher in the identity loss
         soft_triplet: float = 0.8, # lambda_tri, share of the teacher in the triplet loss
         smoothing: float = 0.1, # of the hard labels
-        triplet_scale: float = 1., # s of the softmax triplet; the paper's features are longer than 1
+        triplet_scale: float = 8., # s of the softmax triplet, for features of length 1
         **kwargs, # of `Method`
     ):
         for name, share in (("soft_id", soft_id), ("soft_triplet", soft_triplet), ("smoothing", smoothing)):
             if not 0 <= share <= 1: raise ConfigError(f"{name}={share}: a share lies between 0 and 1")
         super().__init__(Pair(encoder, twin), **kwargs)
         self.clusters, self.center, self.soft_id, self.soft_triplet, self.smoothing, self.triplet_scale = clusters, center, soft_id, soft_triplet, smoothing, triplet_scale
+
+    @staticmethod
+    def as_written() -> dict: # for `RunConfig.method_args`
+        "The published settings of labels and losses, on the shared budget: cameras as they are, the softmax triplet without a scale."
+        return dict(center=False, triplet_scale=1.)
 
     def embedder(self) -> Encoder:
         "One network is evaluated: the first teacher."

@@ -125,6 +125,11 @@ class P2LR(MMT):
         self.rounds = 1 # until `start` knows
         self.register_buffer("measured", torch.zeros(2)) # mean uncertainty and beta of the round
 
+    @staticmethod
+    def as_written() -> dict: # for `RunConfig.method_args`
+        "The published settings of labels and losses, on the shared budget: those of `MMT.as_written`; the rest is the paper's by default."
+        return MMT.as_written()
+
     def start(self,
         budget: Budget, # how long training will last
         images: int, # not used
