@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from upl_reid.core import ConfigError
-from upl_reid.report import check_parameters, coerce, collect, compare, in_words, markdown, open_table, provenance, summarise, write_report
-from upl_reid.runs import Run, RunConfig
+from upl_reid.report import check_parameters, coerce, collect, compare, in_words, markdown, open_table, provenance, started_from, summarise, write_report
+from upl_reid.runs import Run, RunConfig, pretrainings
 
 
 def space(**injected):
@@ -127,3 +127,14 @@ def test_collect_keeps_rows_directions_and_seeds_apart(tmp_path):
     for (row, s, t), runs in got.items():
         assert [r.config for r in runs] == [RunConfig("tiny", s, t, "direct", {}, seed) for seed in (0, 1)]
     assert len(got) == 2
+
+
+def test_pretraining_is_that_of_the_same_folders(tmp_path):
+    adapted = RunConfig("tiny", "plaza", "campus", "dbscan")
+    first = pretrainings(adapted)[0]
+    def run(name): (tmp_path/name).mkdir(exist_ok=True); (tmp_path/name/"metrics.json").write_text("{}"); return Run(adapted, tmp_path/name)
+    for name in (first.id, f"{first.id}-aaaa", f"{first.id}-cccc"): run(name)
+    def found(name): return [r.path.name for r in started_from([run(name)])]
+    assert found(adapted.id) == found(f"{adapted.id}-bbbb") == [first.id]                     # a folder for the target alone: the embedded source
+    assert found(f"{adapted.id}-aaaa-bbbb") == [f"{first.id}-aaaa"]
+    assert found(f"{adapted.id}-cccc-bbbb") == [f"{first.id}-cccc"]

@@ -381,10 +381,12 @@ def images_per_pair(
 def started_from(
     runs: list, # of Run
 ) -> list: # of Run
-    "The pretraining runs that runs of methods started from."
-    needed = {p.id for r in runs if r.config.method != "pretrain" for p in pretrainings(r.config)}
-    found = [p for p in {r.path.parent for r in runs} for p in p.iterdir() if p.name.split("-")[0] in needed and (p/"metrics.json").exists()]
-    return [Run(RunConfig(**json.loads((p/"config.json").read_text())), p) for p in sorted(found)]
+    "The pretraining runs that runs of methods started from: of the same folders, where a domain was given as one."
+    marks, found = lambda path: set(path.name.split("-")[1:]), set()
+    for run, first in ((r, p) for r in runs if r.config.method != "pretrain" for p in pretrainings(r.config)):
+        own = [p for p in run.path.parent.glob(f"{first.id}*") if marks(p) <= marks(run.path) and (p/"metrics.json").exists()]
+        if own: found.add((first, max(own, key=lambda p: len(marks(p)))))
+    return [Run(config, path) for config, path in sorted(found, key=lambda pair: pair[1])]
 
 # %% ../nbs/92_report.ipynb #53ee2b15
 def provenance(
