@@ -189,7 +189,7 @@ def crowd(people=7, cameras=3, visits=4, dim=16, noise=.25, seed=0):
 def step(**kwargs):
     """A method in the middle of a round, and a batch of it, both in double precision."""
     x, _, cam = crowd(dim=4, people=5)
-    method = CGC(Linear(0, 4), k1=8, **{"center": False, "camera": False, **kwargs})
+    method = CGC(Linear(0, 4), k1=8, **kwargs)
     method.start(BUDGET, len(x))
     labels = method.relabel(x.double(), cam, 0)
     method.start_round(labels)
@@ -249,7 +249,7 @@ def test_losses_are_pure_and_labels_carry_no_gradient():
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_a_round_is_clusters_silhouettes_centroids(metric):
     x, pid, cam = crowd(noise=.8, dim=8)
-    method = CGC(Linear(0, 4), k1=10, eps=.6, threshold="linear", metric=metric, center=False, camera=False)
+    method = CGC(Linear(0, 4), k1=10, eps=.6, threshold="linear", metric=metric)
     method.start(replace(BUDGET, epochs=8, every=2), len(x))
     labels = method.relabel(x, cam, 3)                                 # the fourth round begins after six of eight epochs
     method.start_round(labels)

@@ -192,7 +192,7 @@ def people(seed=0):
 
 
 def small(**kwargs):
-    method = P2LR(Linear(0, 6), Linear(1, 6), clusters=6, **{"center": False, **kwargs})
+    method = P2LR(Linear(0, 6), Linear(1, 6), clusters=6, **kwargs)
     method.rounds = 5
     return method
 

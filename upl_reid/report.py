@@ -215,12 +215,12 @@ def method_rows(
     variants: dict | None = None, # row name -> (method, method_args): rows with other arguments
     full: str = "upl", # the method that the others are compared with
 ) -> dict: # row name -> (method, method_args), for `Table.runs`
-    "Every registered method with its default arguments, those that have a letter also as written, and some variants. Raises `ConfigError` for a variant of no method."
+    "Every registered method with its default arguments, once more as tuned where it says how, and some variants. Raises `ConfigError` for a variant of no method."
     methods, variants = load_methods(), variants or {}
     lost = [method for method, _ in variants.values() if method not in methods]
     if lost: raise ConfigError(f"no method {lost[0]!r} to make a row of; there are {', '.join(sorted(methods))}")
-    letters = {f"{name}, as written": (name, cls.as_written()) for name, cls in methods.items() if "as_written" in vars(cls)}
-    rows = {**variants, **letters, **{name: (name, {}) for name in methods if name != "pretrain"}}
+    tuned = {f"{name}, tuned": (name, cls.tuned()) for name, cls in methods.items() if "tuned" in vars(cls)}
+    rows = {**variants, **tuned, **{name: (name, {}) for name in methods if name != "pretrain"}}
     def place(row): return methods[rows[row][0]].needs_identities, methods[rows[row][0]].trains, row == full
     return {row: rows[row] for row in sorted(rows, key=place)}
 

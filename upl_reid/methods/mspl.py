@@ -185,11 +185,6 @@ class MSPL(FrozenStart):
         self.progressive, self.smoothing, self.center_weight, self.center_rate = progressive, smoothing, center_weight, center_rate
         self.register_buffer("agreement", torch.zeros(()))
 
-    @staticmethod
-    def as_written() -> dict: # for `RunConfig.method_args`
-        "The published settings of labels and losses, on the shared budget: no averaged weights; the rest is the paper's by default."
-        return dict(average=False)
-
     def start(self,
         budget: Budget, # how long training will last
         images: int, # of the training split

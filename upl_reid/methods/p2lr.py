@@ -126,9 +126,9 @@ class P2LR(MMT):
         self.register_buffer("measured", torch.zeros(2)) # mean uncertainty and beta of the round
 
     @staticmethod
-    def as_written() -> dict: # for `RunConfig.method_args`
-        "The published settings of labels and losses, on the shared budget: those of `MMT.as_written`; the rest is the paper's by default."
-        return MMT.as_written()
+    def tuned() -> dict: # for `RunConfig.method_args`
+        "The best of three trials on two other networks (notebook tuning): that of mutual mean teaching."
+        return MMT.tuned()
 
     def start(self,
         budget: Budget, # how long training will last
