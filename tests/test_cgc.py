@@ -16,7 +16,7 @@ from upl_reid.data import load_domain
 from upl_reid.images import ImageBank
 from upl_reid.methods import cgc
 from upl_reid.methods.cgc import (CGC, TABLE_1, TABLE_2, camera_proxies, centroid_weights, confidence_guided_centroids, confidence_guided_labels, identity_consistency,
-                                  silhouette_threshold)
+                                  silhouette_threshold, weighted_centroids)
 from upl_reid.runs import RunConfig, get_run, pretrainings, read_tensors
 from upl_reid.synth import write_domain
 from upl_reid.train import Batch, Budget, PseudoLabels, adapt
@@ -274,6 +274,43 @@ def test_clusters_of_one_image_are_noise(monkeypatch):
     monkeypatch.setattr(cgc, "global_labels", lambda *a, **k: PseudoLabels(found, None, torch.ones(len(x)), torch.eye(4)))
     labels = CGC(Linear(0, 4)).relabel(x, cam, 0)
     assert labels.hard[20] == -1 and labels.weight[20] == 0 and labels.hard.max() == 2 and len(labels.centroids) == 3
+
+
+def test_first_vectors_of_each_camera_are_the_means_of_its_confident_images():
+    x, pid, cam = crowd(noise=.6, dim=8)
+    x = nn.functional.normalize(x + torch.randn(3, 8, generator=torch.Generator().manual_seed(5))[cam], dim=1)
+    method = CGC(Linear(0, 4), k1=10, eps=.6, threshold=.3, **CGC.tuned())
+    method.start(BUDGET, len(x))
+    labels = method.relabel(x, cam, 0)
+    method.start_round(labels)
+    hard, used = labels.hard.numpy(), (labels.hard >= 0).numpy()
+    rows, points = x.double().numpy(), np.zeros(x.shape)
+    for c in range(3): points[cam == c] = rows[cam == c] - rows[cam == c].mean(0)
+    s = np.full(len(x), np.nan)
+    s[used] = reference_silhouettes(points[used]/np.linalg.norm(points[used], axis=1, keepdims=True), hard[used])
+    want, fallen_back = [], 0
+    for k, c in sorted({(k, c) for k, c in zip(hard.tolist(), cam.tolist()) if k >= 0}):
+        own = [i for i in range(len(x)) if hard[i] == k and cam[i] == c]
+        core = [i for i in own if s[i] > .3]
+        fallen_back += not core
+        mean = sum(rows[i] for i in core or own)/len(core or own)
+        want.append(mean/sqrt((mean**2).sum()))
+    assert 0 < fallen_back < len(want) and method.owners.tolist() == [k for k, _ in sorted({(k, c) for k, c in zip(hard.tolist(), cam.tolist()) if k >= 0})]
+    torch.testing.assert_close(method.memory.centroids.double(), torch.as_tensor(np.array(want)), atol=1e-5, rtol=0)
+
+
+def test_what_cannot_be_weighed_is_refused():
+    with pytest.raises(ConfigError, match="share=2"): centroid_weights([0, 0], [.1, .2], "rm", share=2.)
+    with pytest.raises(ConfigError, match="threshold=nan"): CGC(Linear(0, 4), threshold=float("nan"))
+    with pytest.raises(ConfigError, match="reach=nan"): CGC(Linear(0, 4), threshold="linear", reach=float("nan"))
+    with pytest.raises(ConfigError, match="metric='l1'"): CGC(Linear(0, 4), metric="l1")
+    with pytest.raises(ConfigError, match="'cubic'"): silhouette_threshold("cubic", 0, 5)
+    with pytest.raises(ConfigError, match="epochs=0"): silhouette_threshold("linear", 0, 0)
+    with pytest.raises(ConfigError, match="beta=3"): confidence_guided_labels(np.eye(2), np.eye(2), [0, 1], beta=3.)
+    with pytest.raises(DataError, match="1 clustered images is NaN"): centroid_weights([0, 0, -1], [.1, np.nan, np.nan], "ws")
+    with pytest.raises(DataError, match="below 0"): weighted_centroids(np.eye(2), [0, 0], [1., -1.])
+    with pytest.raises(DataError, match="2 identities and 3"): identity_consistency([0, 1], [0, 0, 0], [.1, .2, .3])
+    with pytest.raises(ConfigError, match="share=0"): identity_consistency([0, 1], [0, 0], [.1, .2], share=0)
 
 
 def test_centring_moves_clusters_and_silhouettes_but_not_the_memory():

@@ -385,6 +385,17 @@ def test_cameras_are_centred_on_request_in_both_spaces():
     assert torch.equal(centred, who) and not torch.equal(raw, who)
 
 
+def test_whole_numbers_are_distances_too():
+    assert np.allclose(joint_distance(np.array([[1]]), [np.array([[.9]])]*3), 1.54)
+
+
+def test_a_space_without_clusters_leaves_nothing_to_agree_on_and_the_message_says_so():
+    spaces, who, camids = people()
+    blind = torch.stack([spaces[0], *nn.functional.normalize(randn(3, len(who), 16, seed=9), dim=2).float()])
+    with pytest.raises(DataError, match="6 global and . part clusters agree on [01]; .*lgmr=False"): method(k1=8, k2=4, eps=.3).relabel(join_parts(blind, .2), camids, 0)
+    assert torch.equal(method(k1=8, k2=4, lgmr=False).relabel(join_parts(blind, .2), camids, 0).hard, who)
+
+
 def test_clusters_with_both_teachers_and_evaluates_the_first(world):
     m, bank = method(), world[1]
     assert m.clusterer() is m.slow and m.embedder() is m.slow.first and isinstance(INCLR.model(encoder()), PartEncoder)
@@ -422,6 +433,12 @@ def test_a_finished_run_loads_with_its_kappa(tmp_path):
 def test_arguments_out_of_range():
     with pytest.raises(ConfigError, match="kappa=0"): method(kappa=0)
     with pytest.raises(ConfigError, match="kl_weight=-1"): method(kl_weight=-1)
+    with pytest.raises(ConfigError, match="kappa=-5"): method(lgmr=False, kappa=-5)
+    with pytest.raises(ConfigError, match="kappa=inf"): method(kappa=np.inf)
+    with pytest.raises(ConfigError, match="temperature=0"): method(temperature=0)
+    with pytest.raises(ConfigError, match="kappa=-1"): joint_distance(np.ones((1, 1)), [np.ones((1, 1))], -1)
+    with pytest.raises(DataError, match="below -1"): mutual_refinement([0, -2], [0, 0])
+    with pytest.raises(DataError, match="'query' have no parts"): inference_rows(dict(query=join_parts(unit(4, 3, 5), 0.)))
     with pytest.raises(ConfigError, match="no argument 'clusters'"): method(clusters=5)
     with pytest.raises(ConfigError, match="no argument 'clusters'"): RunConfig("tiny", "plaza", "campus", "inclr", dict(clusters=5))
     assert RunConfig("tiny", "plaza", "campus", "inclr", dict(kappa=.2)).id == RunConfig("tiny", "plaza", "campus", "inclr").id

@@ -87,6 +87,13 @@ def test_each_student_learns_from_the_clusters_and_from_the_other_teacher():
         for name in hinge: want[name] += hinge[name]/triplets
     for name in got: assert got[name].item() == pytest.approx(want[name], abs=1e-9), name
     assert method.loss_weights() == dict(ce=.5, soft_ce=.5, triplet=pytest.approx(.2), soft_triplet=.8)
+    total = sum(method.loss_weights()[name]*value.item() for name, value in got.items())       # half of P2LR's Eq. 1 with lambda 1, 0.4 and 1.6
+    assert total == pytest.approx(.5*(want["ce"] + want["soft_ce"] + .4*want["triplet"] + 1.6*want["soft_triplet"]), abs=1e-9)
+
+
+@pytest.mark.parametrize("args, word", [(dict(triplet_scale=-1), "triplet_scale=-1"), (dict(clusters=1), "clusters=1"), (dict(momentum=3), "momentum=3"), (dict(smoothing=-.1), "smoothing=-0.1")])
+def test_arguments_out_of_range(args, word):
+    with pytest.raises(ConfigError, match=word): MMT(Linear(0, 3), Linear(1, 3), **args)
 
 
 def test_no_gradient_reaches_a_teacher():

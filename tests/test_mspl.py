@@ -368,6 +368,16 @@ def test_arguments_that_make_no_sense(args, word):
     with pytest.raises(ConfigError, match=word): MSPL(nn.Identity(), **args)
 
 
+@pytest.mark.parametrize("args, word", [(dict(smoothing=3.), "smoothing=3"), (dict(center_rate=30.), "center_rate=30"), (dict(center_weight=-1.), "center_weight=-1"), (dict(min_size=0), "min_size=0")])
+def test_numbers_out_of_range(args, word):
+    with pytest.raises(ConfigError, match=word): MSPL(nn.Identity(), **args)
+
+
+def test_refined_clusters_know_only_two_ways():
+    with pytest.raises(ConfigError, match="'kmean'"): refined_clusters(torch.eye(8), torch.arange(8) % 2, clusters="kmean")
+    with pytest.raises(ConfigError, match="exclude each other"): refined_clusters(torch.eye(8), torch.arange(8) % 2, center=True)
+
+
 def test_shares_of_a_round_are_rounded_to_steps():
     for share in (0, .1, 2/9, .5, 1):
         method = FrozenStart(nn.Identity(), frozen=share)

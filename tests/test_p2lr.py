@@ -288,6 +288,14 @@ def test_nobody_is_left_out_while_students_and_teachers_are_the_same():
     assert (small(uncertainty="consistency").relabel(torch.cat([x, x], 1)/2**.5, cam, 0).hard >= 0).all()
 
 
+@pytest.mark.parametrize("center", [False, True])
+def test_rounding_makes_nobody_inconsistent(center):
+    g = torch.Generator().manual_seed(1)
+    x = F.normalize(torch.randn(400, 96, generator=g)[torch.arange(400) % 40] + .3*torch.randn(400, 96, generator=g), dim=1)
+    labels = P2LR(Linear(0, 6), Linear(1, 6), clusters=40, uncertainty="consistency", center=center).relabel(F.normalize(torch.cat([x, x], 1), dim=1), torch.arange(400) % 3, 0)
+    assert x.dtype == torch.float32 and (labels.hard >= 0).all()
+
+
 def test_reweighting_keeps_all_images():
     x, cam = people()
     labels, got = clusters_of(x, 0), small(reweight=True).relabel(x, cam, 0)
@@ -347,7 +355,7 @@ def test_resumes_to_the_same_bits(world, kwargs):
 
 
 def test_using_all_images_is_mutual_mean_teaching(world):
-    ours, theirs = (train(world, pair(cls, **kwargs), replace(BUDGET, epochs=1))[0].state_dict() for cls, kwargs in ((P2LR, dict(p0=1.)), (MMT, {})))
+    ours, theirs = (train(world, pair(cls, **kwargs), BUDGET)[0].state_dict() for cls, kwargs in ((P2LR, dict(p0=1.)), (MMT, {})))
     assert set(ours) - set(theirs) == {"measured"}
     for name, value in theirs.items(): assert torch.equal(value, ours[name]), name
 
@@ -364,3 +372,9 @@ def test_arguments_are_checked_at_once():
     defaults = RunConfig("tiny", "plaza", "campus", "p2lr", dict(clusters=CLUSTERS["market1501"])).defaults
     assert (defaults["temperature"], defaults["epsilon"], defaults["p0"], defaults["h"], defaults["clusters"]) == (20., .99, .3, 1.5, None)
     assert CLUSTERS == dict(market1501=500, dukemtmc=700, msmt17=1500)
+
+
+def test_figures_that_are_no_numbers_are_refused():
+    with pytest.raises(ConfigError, match="step=nan"): selected_fraction(nan, 5)
+    with pytest.raises(DataError, match="1 labelled images is NaN"): selection_threshold([.1, nan, .2, nan], [0, 1, 1, -1], .5)
+    with pytest.raises(DataError, match="2 uncertainties and 3 labels"): selection_threshold([.1, .2], [0, 1, 1], .5)

@@ -90,7 +90,7 @@ class Budget:
 
 # %% ../nbs/90_train.ipynb #84dbd94c
 class Method(nn.Module):
-    "Base of all methods: an encoder, its slow copy, and hooks for `fit`. Raises `ConfigError` for an argument that a method does not have."
+    "Base of all methods: an encoder, its slow copy, and hooks for `fit`. Raises `ConfigError` for a momentum outside 0 to 1."
     trains = True # False only for direct transfer
     needs_identities = False # True only for the oracle: its constructor takes `pids`
     needs_meta = False # True if its constructor takes `meta`, a held-out part of the source
@@ -104,6 +104,7 @@ class Method(nn.Module):
         average: bool = True, # cluster and evaluate with the slow copy instead of the latest weights
     ):
         super().__init__()
+        if not 0 <= momentum <= 1: raise ConfigError(f"momentum={momentum}: the slow copy's share of itself lies between 0 and 1")
         self.encoder, self.slow, self.momentum, self.scale, self.average = encoder, slow_copy(encoder), momentum, scale, average
 
     @classmethod

@@ -31,9 +31,11 @@ def centroid_weights(
     threshold: float = 0., # delta, for "cgc"
     share: float = 0.1, # of a cluster's images left out, for "rm"; to the nearest whole number
 ) -> np.ndarray: # (N,) float64 >= 0; 0 for noise
-    "What each image weighs in its cluster's centroid (Eq. 7, and the variants of Table I). Raises `ConfigError` for another kind."
+    "What each image weighs in its cluster's centroid (Eq. 7, and the variants of Table I). Raises `ConfigError` for another kind, `DataError` for NaN."
     s = to_numpy(silhouettes).astype(np.float64)
     ids = check_labels(labels, len(s))
+    if not 0 <= share <= 1 or math.isnan(threshold): raise ConfigError(f"share={share}, threshold={threshold}: a share lies between 0 and 1, a threshold is a number")
+    if np.isnan(s[ids >= 0]).any(): raise DataError(f"the silhouette of {int(np.isnan(s[ids >= 0]).sum())} clustered images is NaN; take those of silhouette_samples for the same labels")
     if kind == "all": weight = np.ones(len(s))
     elif kind == "cgc": weight = (s > threshold).astype(np.float64)
     elif kind == "ws": weight = (1 + s)/2
@@ -52,9 +54,10 @@ def weighted_centroids(
     labels, # (N,) ids 0..K-1, -1: noise
     weights, # (N,) >= 0
 ): # (K, d) same kind and precision; not normalised
-    "Weighted mean of each cluster; the plain mean where all weights are 0. Raises `DataError` if an id between 0 and the largest is missing."
+    "Weighted mean of each cluster; the plain mean where all weights are 0. Raises `DataError` for a missing id or a weight below 0."
     x = to_numpy(finite_rows(features))
     ids, given = check_labels(labels, len(x)), to_numpy(weights).astype(np.float64)
+    if not (given >= 0).all(): raise DataError("a weight is below 0 or NaN; see centroid_weights")
     kept = np.flatnonzero(ids >= 0)
     own, w = ids[kept], given[kept]
     w = np.where(np.bincount(own, w)[own] > 0, w, 1.)
@@ -78,7 +81,9 @@ def silhouette_threshold(
     epochs: int, # T, epochs in all
     reach: float = 0.1, # r of the rising ones
 ) -> float: # delta
-    "The threshold of Eq. 7 at an epoch (section IV-E, Table II)."
+    "The threshold of Eq. 7 at an epoch (section IV-E, Table II). Raises `ConfigError`."
+    if isinstance(threshold, str) and threshold not in ("linear", "dynamic"): raise ConfigError(f"threshold={threshold!r}: give a number, 'linear' or 'dynamic'")
+    if epochs < 1 or not math.isfinite(reach): raise ConfigError(f"epochs={epochs}, reach={reach}: at least one epoch, and a finite reach")
     if threshold == "linear": return 2*reach*epoch/epochs - reach
     if threshold == "dynamic": return reach*math.tanh(.1*(epoch - epochs/2))
     return float(threshold)
@@ -102,7 +107,8 @@ def confidence_guided_labels(
 ): # (B, K) same kind as `features`, rows sum to 1, without a gradient
     """Assigned cluster and confidence, mixed (Eq. 9); an image without a cluster has its confidence alone.
 
-    The assigned cluster's share is divided among its centroids if it has several. Raises `DataError` for a label without a centroid."""
+    The assigned cluster's share is divided among its centroids if it has several. Raises `ConfigError` for beta, `DataError` for a label without a centroid."""
+    if not 0 <= beta <= 1: raise ConfigError(f"beta={beta} must lie in [0, 1]")
     p = torch.as_tensor(centroid_confidence(features, centroids))
     y = torch.as_tensor(labels).to(p.device)
     owners = torch.arange(p.shape[1], device=p.device) if owners is None else torch.as_tensor(owners).to(p.device)
@@ -201,8 +207,8 @@ class CGC(OnMemory):
         **kwargs, # of `OnMemory` and `Method`
     ):
         super().__init__(encoder, **kwargs)
-        centroid_weights([0], [0.], centroids)               # complains about another kind
-        if isinstance(threshold, str) and threshold not in ("linear", "dynamic"): raise ConfigError(f"threshold={threshold!r}: give a number, 'linear' or 'dynamic'")
+        centroid_weights([0], [0.], centroids, silhouette_threshold(threshold, 0, 1, reach))        # complains now, not in the first round
+        if metric not in ("euclidean", "cosine"): raise ConfigError(f"metric={metric!r} is unknown; use 'euclidean' or 'cosine'")
         if not 0 <= beta <= 1: raise ConfigError(f"beta={beta} must lie in [0, 1]")
         self.pretrained, self.kind, self.threshold, self.reach, self.beta = pretrained, centroids, threshold, reach, beta
         self.camera, self.silhouette_args = camera, dict(metric=metric, leave_one_out=leave_one_out)
@@ -225,7 +231,7 @@ class CGC(OnMemory):
         camids: Tensor, # (N,)
         round: int, # for the rising thresholds
     ) -> PseudoLabels:
-        "Clusters of two images or more, their centroids of Eq. 7 and the soft labels of Eq. 9 as they are before the first step."
+        "Clusters of two images or more, their centroids of Eq. 7 and the soft labels of Eq. 9 before the first step, by cluster even if training is by camera."
         found = global_labels(features, camids, **self.label_args).hard
         alone = torch.bincount(found + 1)[found + 1] == 1
         hard = relabel_consecutive(found.masked_fill(alone, -1))
@@ -250,7 +256,7 @@ class CGC(OnMemory):
         return dict(cluster_nce=soft_cross_entropy(self.logits(features), soft, batch.weight))
 
     def figures(self) -> dict: # threshold, silhouette, kept
-        "The round's threshold, mean silhouette and share of clustered images that enter a centroid."
+        "The round's threshold, mean silhouette and share of clustered images that are above the threshold."
         return dict(zip(("threshold", "silhouette", "kept"), (round(v, 6) for v in self.facts.tolist())))
 
 # %% ../../nbs/methods/cgc.ipynb #c4d7c540
@@ -267,8 +273,10 @@ def identity_consistency(
     share: float = 0.05, # of a cluster's images that are its rim, at least one image; 1: all of them
     min_size: int = 100, # only clusters with more images than this
 ) -> float: # 0..1; NaN if no cluster is large enough
-    "Identity consistency score: how much of a rim image's person is in its cluster's centroid, mean over clusters (section IV-G)."
+    "Identity consistency score: how much of a rim image's person is in its cluster's centroid, mean over clusters (section IV-G). Raises `ConfigError`, `DataError`."
     s, who = to_numpy(silhouettes).astype(np.float64), to_numpy(pids)
+    if len(who) != len(s): raise DataError(f"{len(who)} identities and {len(s)} silhouettes; pass one of each for an image")
+    if not 0 < share <= 1: raise ConfigError(f"share={share}: the rim is a share of the cluster above 0 and at most 1")
     ids, scores = check_labels(labels, len(s)), []
     weight = centroid_weights(ids, s, "all" if threshold is None else "cgc", threshold or 0.)
     for k in range(ids.max() + 1):

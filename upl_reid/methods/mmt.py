@@ -68,6 +68,8 @@ class MMT(Method):
     ):
         for name, share in (("soft_id", soft_id), ("soft_triplet", soft_triplet), ("smoothing", smoothing)):
             if not 0 <= share <= 1: raise ConfigError(f"{name}={share}: a share lies between 0 and 1")
+        if not 0 < triplet_scale < np.inf: raise ConfigError(f"triplet_scale={triplet_scale}: a positive number")
+        cluster_count(0, clusters)                           # complain now, not in the first round
         super().__init__(Pair(encoder, twin), **kwargs)
         self.clusters, self.center, self.soft_id, self.soft_triplet, self.smoothing, self.triplet_scale = clusters, center, soft_id, soft_triplet, smoothing, triplet_scale
 

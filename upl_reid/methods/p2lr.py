@@ -52,9 +52,9 @@ def selected_fraction(
 ): # share of the images, p0..1; float for a number, same kind as `step` otherwise
     "Share of the images that are trained on in a round (P2LR Eq. 10); exactly 1 in the last one. Raises `ConfigError` out of range."
     t = to_numpy(step).astype(np.float64)
-    if steps < 1 or (t < 0).any(): raise ConfigError(f"step={step} of steps={steps}: steps are counted from 0, and there is at least one")
+    if steps < 1 or not (t >= 0).all(): raise ConfigError(f"step={step} of steps={steps}: steps are counted from 0, and there is at least one")
     if not (0 <= p0 <= 1 and 0 <= h <= 500): raise ConfigError(f"p0={p0}, h={h}: p0 is a share from 0 to 1, h lies between 0 and 500")
-    x = np.minimum(t/max(steps - 1, 1), 1) if steps > 1 else np.ones_like(t)
+    x = np.minimum(t/(steps - 1), 1) if steps > 1 else np.ones_like(t)
     grown = np.log1p(np.expm1(h*(1 - p0))*x)/h if h > 0 else (1 - p0)*x
     p = np.where(x < 1, np.minimum(p0 + grown, 1), 1.)
     return like(p, step) if isinstance(step, (np.ndarray, Tensor)) else float(p)
@@ -65,9 +65,11 @@ def selection_threshold(
     labels, # (N,) ids, -1: no label, not counted
     fraction: float, # share of the labelled images to use, 0..1
 ): # scalar of the same kind as `uncertainty`
-    "The age beta (P2LR Eq. 9): as many labels as asked for are at most so uncertain, and labels of two clusters. Raises `DataError` if there are no two."
+    "The age beta (P2LR Eq. 9): as many labels as asked for are at most so uncertain, and labels of two clusters. Raises `ConfigError`, `DataError`."
     u, y = (torch.as_tensor(to_numpy(v)) for v in (uncertainty, labels))
+    if u.shape != y.shape: raise DataError(f"{len(u)} uncertainties and {len(y)} labels; pass one of each for an image")
     u, y = u[y >= 0], y[y >= 0]
+    if u.isnan().any(): raise DataError(f"the uncertainty of {int(u.isnan().sum())} labelled images is NaN; did training diverge?")
     if len(y.unique()) < 2: raise DataError(f"the {len(y)} labelled images are of {len(y.unique())} clusters; training needs two to tell apart")
     if not 0 <= fraction <= 1: raise ConfigError(f"fraction={fraction}: a share of the images, 0 to 1")
     beta = u.sort().values[max(1, round(fraction*len(u))) - 1]
@@ -168,7 +170,7 @@ class P2LR(MMT):
         centroids = cluster_centroids(points, labels.hard)
         if self.uncertainty == "l2": return (points - centroids[labels.hard]).norm(dim=1)
         if self.uncertainty == "consistency":
-            ours, theirs = (centroid_log_probabilities(x, centroids, self.temperature) for x in (points, space(second)))
+            ours, theirs = (centroid_log_probabilities(space(x), centroids, self.temperature) for x in (first, second))
             return F.kl_div(theirs, ours, reduction="none", log_target=True).sum(1).clamp(min=0)
         if self.uncertainty == "internal" and hasattr(self, "head"):
             head = self.slow_head if self.average else self.head.detach()

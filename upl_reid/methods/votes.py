@@ -16,7 +16,7 @@ from ..train import PseudoLabels, register
 
 # %% ../../nbs/methods/votes.ipynb #d8e484f1
 def neighbour_votes(
-    points: Tensor, # (N, d) features in the space of the clustering
+    points: Tensor, # (N, d) features, neighbours by cosine
     labels: Tensor, # (N,) cluster of each image, -1: noise
     k: int, # neighbours that vote, 1..N-1
 ) -> Tensor: # (N,) float32 in [0, 1]
@@ -35,6 +35,7 @@ class NeighbourVotes(GlobalDBSCAN):
         **kwargs, # of `GlobalDBSCAN` and `Method`
     ):
         super().__init__(encoder, **kwargs)
+        if k < 1: raise ConfigError(f"k={k}: at least one neighbour votes")
         self.k = k
 
     def relabel(self,
