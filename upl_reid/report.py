@@ -219,8 +219,10 @@ def method_rows(
     methods, variants = load_methods(), variants or {}
     lost = [method for method, _ in variants.values() if method not in methods]
     if lost: raise ConfigError(f"no method {lost[0]!r} to make a row of; there are {', '.join(sorted(methods))}")
-    tuned = {f"{name}, tuned": (name, cls.tuned()) for name, cls in methods.items() if "tuned" in vars(cls)}
-    rows = {**variants, **tuned, **{name: (name, {}) for name in methods if name != "pretrain"}}
+    rows = {}
+    for name, cls in methods.items():                        # rows of one method stand together
+        rows |= {name: (name, {}), **{row: settings for row, settings in variants.items() if settings[0] == name}}
+        if "tuned" in vars(cls): rows[f"{name}, tuned"] = name, cls.tuned()
     def place(row): return methods[rows[row][0]].needs_identities, methods[rows[row][0]].trains, row == full
     return {row: rows[row] for row in sorted(rows, key=place)}
 
