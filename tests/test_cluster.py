@@ -125,6 +125,19 @@ def test_nearest_ties_take_the_lower_index(block):
         assert nearest_images(x, k, block).tolist() == [row[:k] for row in expected]
 
 
+@pytest.mark.parametrize("n, k", [(1100, 7), (2060, 30), (1500, 700)])
+def test_nearest_among_many_with_ties_in_every_list(n, k):
+    """Unit vectors along eight axes have exact distances and hundreds of copies; a few rows have no direction."""
+    g = np.random.default_rng(n)
+    x = np.eye(8)[g.integers(0, 8, n)]*g.choice([-1., 1.], n)[:, None]
+    x[::97] = 0
+    got = nearest_images(torch.tensor(x), k, block=512)
+    for i in range(0, n, 53):
+        squares = ((x - x[i])**2).sum(1)
+        squares[i] = -1
+        assert got[i].tolist() == sorted(range(n), key=lambda j: (squares[j], j))[:k]
+
+
 def test_bad_input_is_named():
     x = clumps(0, 10)
     broken = x.copy()
