@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from sklearn.cluster import DBSCAN
 
 from upl_reid.cluster import (camera_center, camera_dbscan, cluster_camids, cluster_centroids, dbscan, group_images, jaccard_distance,
-                              kmeans_labels, merge_across_cameras, nearest_images, relabel_consecutive, silhouette_samples, unit_rows)
+                              kmeans_labels, merge_across_cameras, nearest_images, overlap_distance, relabel_consecutive, silhouette_samples, unit_rows)
 from upl_reid.core import ConfigError, DataError
 
 
@@ -91,6 +91,24 @@ def test_max_distance_drops_exactly_the_far_pairs():
     assert (dense(part) == expected).all() and 0 < part.nnz < whole.nnz and part.data.max() < .55
     edge = np.sort(whole.data[whole.data > 0])[20]
     assert jaccard_distance(x, 10, 3, max_distance=edge).data.max() < edge               # a pair exactly there is left out
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 30), st.integers(1, 12), st.sampled_from([.05, .3, .5, .6, .8, .99, 1.]))
+def test_overlap_equals_naive_sums(seed, n, most, limit):
+    "Rows of any mass distribution, with ties exactly at the limit: the bound may let no pair slip."
+    rng = np.random.default_rng(seed)
+    v = np.zeros((n, n))
+    for row in v:
+        members = rng.choice(n, rng.integers(1, min(n, most) + 1), replace=False)
+        row[members] = rng.choice([1., 1., 2., .01, .3], len(members))
+        row /= row.sum()
+    found = overlap_distance(sp.csr_array(v), limit, block=7, pairs=5).toarray()
+    for i in range(n):
+        for j in range(n):
+            m = sum(min(a, b) for a, b in zip(v[i], v[j]))
+            d = 0 if i == j else 1 - m/(2 - m)
+            if abs(d - limit) > 1e-12: assert found[i, j] == pytest.approx(d if d < limit and m > 0 else 0, abs=1e-12)
 
 
 @settings(max_examples=25, deadline=None)

@@ -61,6 +61,32 @@ def test_retrieval_equals_naive_loop(seed, kind):
     found = evaluate_retrieval(*(map(torch.as_tensor, args) if kind == "torch" else args), ranks=(1, 3, 5, 200))
     same_scores(found, naive)
 
+@pytest.mark.parametrize("seed", range(3))
+def test_ranks_are_those_of_double_precision(seed):
+    "Images that single precision cannot tell apart, near matches and far from them."
+    q, qp, qc, g, gp, gc = problem(seed, queries=12, images=200)
+    rng = np.random.default_rng(seed)
+    g = g[rng.integers(0, 20, 200)] + 1e-8*rng.normal(size=g.shape)
+    naive = naive_retrieval(naive_distance(q, g), qp, qc, gp, gc, (1, 5, 10))
+    same_scores(evaluate_retrieval(q, qp, qc, g, gp, gc), naive)
+    rounded = evaluate_retrieval(q.astype(np.float32), qp, qc, g.astype(np.float32), gp, gc)
+    assert np.abs(rounded.ap - naive[0]).max() > 1e-6       # so the test can fail
+
+@pytest.mark.parametrize("scale, shift", [(1e-30, 0), (1e30, 0), (1, 1e6), (-1, -3)])
+def test_distances_of_any_range_equal_naive_loop(scale, shift):
+    rng = np.random.default_rng(3)
+    distance = scale*rng.normal(size=(6, 150)) + shift
+    labels = rng.integers(1, 9, 6), rng.integers(0, 2, 6), rng.integers(-1, 9, 150), rng.integers(0, 2, 150)
+    same_scores(evaluate_distances(distance, *labels), naive_retrieval(distance, *labels, (1, 5, 10)))
+
+def test_rounded_matrix_products_change_nothing():
+    args = problem(5)
+    before = evaluate_retrieval(*args)
+    torch.set_float32_matmul_precision("medium")
+    try: after = evaluate_retrieval(*args)
+    finally: torch.set_float32_matmul_precision("highest")
+    assert (after.ap == before.ap).all()
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 12), st.integers(1, 4))
 def test_integer_distances_with_ties_equal_naive_loop(seed, queries, images, levels):
