@@ -89,9 +89,12 @@ def _pair_distances(
     j: torch.Tensor, # (P,) rows of b
 ) -> torch.Tensor: # (P,) float64
     "What `unit_distances` has at (i, j)."
-    def take(x, rows): return _unit(x[rows if isinstance(x, torch.Tensor) else to_numpy(rows)])
-    parts = [(take(a, i[start:stop])*take(b, j[start:stop])).sum(1) for start, stop in _blocks(len(i), a.shape[1])]
-    return _distance(torch.cat(parts)) if parts else torch.zeros(0, dtype=torch.float64, device=i.device)
+    def take(x, rows): return _double(x[rows if isinstance(x, torch.Tensor) else to_numpy(rows)])
+    cosine = torch.zeros(len(i), dtype=torch.float64, device=i.device)
+    for start, stop in _blocks(len(i), 16*a.shape[1]):    # few rows at a time stay in the cache
+        x, y = take(a, i[start:stop]), take(b, j[start:stop])
+        cosine[start:stop] = torch.linalg.vecdot(x, y)/(torch.linalg.vector_norm(x, dim=1)*torch.linalg.vector_norm(y, dim=1))
+    return _distance(cosine)
 
 # %% ../nbs/80_metrics.ipynb #a938412d
 def match_positions(
