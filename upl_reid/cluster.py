@@ -329,8 +329,8 @@ def merge_across_cameras(
     if not len(centroids): return like(np.zeros(0, np.int64), centroids)
     x = to_numpy(unit_rows(centroids)).astype(np.float64)
     cams, m = check_camids(camids, len(x)), len(x)
-    far = 1 - x @ x.T
-    far = (far + far.T)/2
+    far = x @ x.T                                            # symmetric to the last bit: numpy computes one triangle
+    np.subtract(1, far, out=far)
     far[cams[:, None] == cams] = np.inf
     size, parent, best = np.ones(m), np.arange(m), far.argmin(1)
     low = far[np.arange(m), best]

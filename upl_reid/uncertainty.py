@@ -68,9 +68,9 @@ def log_gaussian(
     if covariance.ndim == 2:
         centre = means.mean(0)                               # near the data, so that the squares below don't cancel
         z, m = whiten(x - centre, factor), whiten(means - centre, factor)
-        square = (z.square().sum(1)[:, None] + m.square().sum(1) - 2*z @ m.T).clamp(min=0)
+        square = (z.square().sum(1)[:, None] + m.square().sum(1)).sub_(z @ m.T, alpha=2).clamp_(min=0)
     else: square = torch.stack([whiten(x - mean, f).square().sum(1) for mean, f in zip(means, factor)], 1)
-    return -.5*square - half_logdet - .5*x.shape[1]*math.log(2*math.pi)
+    return square.mul_(-.5).sub_(half_logdet).sub_(.5*x.shape[1]*math.log(2*math.pi))        # in place: a new (N, K) matrix costs more than the arithmetic
 
 # %% ../nbs/31_uncertainty.ipynb #0edeaa5c
 def maximise(
@@ -111,7 +111,7 @@ def fit_mixture(
     for step in range(max_iter + 1):
         pi, means, sigma = maximise(x, share, means, covariance, reg_covar)
         if step == max_iter: break
-        joint = pi.log() + log_gaussian(x, means, sigma)
+        joint = log_gaussian(x, means, sigma).add_(pi.log())
         now = joint.logsumexp(1).mean().item()
         share = joint.softmax(1)
         if now - before < tol: break
@@ -160,7 +160,7 @@ def soft_labels(
     if not torch.isfinite(x).all(): raise DataError("the features hold NaN or infinity; did training diverge?")
     shared = sigma if sigma.ndim == 2 else (pi[:, None, None]*sigma).sum(0)
     s = 1 if temperature is None else temperature*len(shared)/effective_dimension(shared)
-    soft = (pi.log() + log_gaussian(x, means, sigma)/s).softmax(1)
+    soft = log_gaussian(x, means, sigma).div_(s).add_(pi.log()).softmax(1)
     given = torch.as_tensor(features).dtype
     return like(soft.to(given if given.is_floating_point else torch.float64), features)
 
