@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from sklearn.cluster import DBSCAN
 
-from upl_reid.cluster import (camera_center, camera_dbscan, cluster_camids, cluster_centroids, dbscan, group_images, jaccard_distance,
+from upl_reid.cluster import (approximate_neighbours, camera_center, camera_dbscan, cluster_camids, cluster_centroids, dbscan, exact_neighbours, group_images, jaccard_distance,
                               kmeans_labels, merge_across_cameras, nearest_images, overlap_distance, relabel_consecutive, silhouette_samples, unit_rows)
 from upl_reid.core import ConfigError, DataError
 
@@ -140,7 +140,7 @@ def test_nearest_ties_take_the_lower_index(block):
     d = ((x[:, None] - x)**2).sum(2).tolist()
     for k in (1, 2, 5, 9):
         expected = [[i] + sorted((j for j in range(9) if j != i), key=lambda j: (d[i][j], j)) for i in range(9)]
-        assert nearest_images(x, k, block).tolist() == [row[:k] for row in expected]
+        assert exact_neighbours(x, k, np.arange(9), block).tolist() == [row[:k] for row in expected]
 
 
 @pytest.mark.parametrize("n, k", [(1100, 7), (2060, 30), (1500, 700)])
@@ -149,11 +149,45 @@ def test_nearest_among_many_with_ties_in_every_list(n, k):
     g = np.random.default_rng(n)
     x = np.eye(8)[g.integers(0, 8, n)]*g.choice([-1., 1.], n)[:, None]
     x[::97] = 0
-    got = nearest_images(torch.tensor(x), k, block=512)
+    got = exact_neighbours(torch.tensor(x), k, np.arange(len(x)), block=512)
     for i in range(0, n, 53):
         squares = ((x - x[i])**2).sum(1)
         squares[i] = -1
         assert got[i].tolist() == sorted(range(n), key=lambda j: (squares[j], j))[:k]
+
+
+def people(n, d=32, each=12, noise=.4, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    pid = torch.arange(n) % -(-n//each)
+    return unit_rows(torch.randn(int(pid.max()) + 1, d, generator=g)[pid] + noise*torch.randn(n, d, generator=g)), pid
+
+
+@pytest.mark.parametrize("n, k", [(3, 3), (40, 13), (3000, 12)])
+def test_inverted_file_with_all_centres_is_exact(n, k):
+    x, _ = people(n)
+    assert (approximate_neighbours(x, k, probes=n) == exact_neighbours(x, k, np.arange(n))).all()
+
+
+def test_inverted_file_finds_most_of_each_person():
+    x, pid = people(6000)
+    near = approximate_neighbours(x, 12)
+    assert (near[:, 0] == np.arange(6000)).all() and all(len(set(row)) == 12 and min(row) >= 0 for row in near.tolist())
+    assert .95 < (pid[near] == pid[:, None]).float().mean() and (near != exact_neighbours(x, 12, np.arange(6000))).any()
+
+
+def test_inverted_file_fills_short_lists_and_keeps_copies_apart():
+    x, _ = people(400)
+    near = approximate_neighbours(x, 300, probes=1)              # no centre has so many images
+    assert (near == exact_neighbours(x, 300, np.arange(400))).all()
+    same = approximate_neighbours(torch.ones(50, 4)/2, 5)
+    assert (same[:, 0] == np.arange(50)).all() and all(len(set(row)) == 5 for row in same.tolist())
+
+
+def test_neighbours_are_exact_up_to_a_stated_size(monkeypatch):
+    x, _ = people(2000)
+    whole = exact_neighbours(x, 12, np.arange(2000))
+    assert (nearest_images(x, 12) == whole).all() and (nearest_images(x, 12, exact=2000) == whole).all()
+    assert (nearest_images(x, 12, exact=1999) == approximate_neighbours(x, 12)).all()
 
 
 def test_bad_input_is_named():
