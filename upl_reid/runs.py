@@ -7,10 +7,10 @@ __all__ = ['PRESETS', 'Preset', 'load_methods', 'RunConfig', 'store_root', 'open
            'environment', 'cpu_name', 'Run', 'read_rows', 'read_tensors', 'write_tensors', 'saver', 'resume_point',
            'embed_test', 'retrieve', 'agreement_loss', 'plain_scores', 'label_scores', 'encoder_seeds', 'pretrainings',
            'initial_encoder', 'make_method', 'cores', 'peak_memory', 'waiting_lock', 'pinned', 'get_run', 'get_runs',
-           'worker', 'start_worker', 'delegate', 'run_in_workers', 'show_epochs']
+           'worker', 'start_worker', 'delegate', 'run_in_workers', 'show_epochs', 'main']
 
 # %% ../nbs/91_runs.ipynb #fef6acac
-import contextlib, hashlib, importlib, json, os, pkgutil, platform, subprocess, sys, time
+import argparse, contextlib, hashlib, importlib, json, os, pkgutil, platform, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -34,6 +34,7 @@ from .data import Domain, Split, load_domain, split_identities
 from .images import ImageBank
 from .memory import cross_camera_info_nce, cross_camera_masks
 from .metrics import RetrievalScores, cluster_quality, evaluate_distances, evaluate_retrieval, pseudo_label_ece, rerank
+from .parallel import agreed, joined, rank
 from .synth import write_domain
 from .train import METHODS, Budget, Method, adapt, embed, pretrain, unknown, unpack_labels
 
@@ -256,7 +257,8 @@ def write_tensors(
 def saver(
     path: Path, # the run's directory
 ):
-    "The `save` callback of `fit` for a run directory."
+    "The `save` callback of `fit` for a run directory; of several processes, the first one writes."
+    if rank() > 0: return lambda tensors, row, round: None
     def save(tensors, row, round):
         if round is not None: write_tensors(path/"rounds"/f"{row['epoch']:03d}.safetensors", round, epoch=row["epoch"])
         with open(path/"history.jsonl", "a") as f:
@@ -392,6 +394,16 @@ def peak_memory(
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20/(1024 if sys.platform == "darwin" else 1)
 
 # %% ../nbs/91_runs.ipynb #ff00a1d1
+def _measure(path, config, trained, features, target, device):
+    "Write a trained run's weights, features and scores; metrics.json comes last and says that the run is complete."
+    write_tensors(path/"model.safetensors", trained.embedder().state_dict())
+    write_tensors(path/"test.safetensors", features)
+    files = sorted((path/"rounds").glob("*.safetensors")) if config.method != "pretrain" else []
+    rounds = [dict(epoch=int(f.stem), **label_scores(read_tensors(f)[0], target.train)) for f in files]
+    result = dict(**plain_scores(retrieve(features, target), target), rounds=rounds, seconds=sum(r["seconds"] for r in read_rows(path/"history.jsonl")), peak_memory=peak_memory(device), finished=time.time())
+    write_atomic(path/"metrics.json", json.dumps(result))
+    (path/"checkpoint.safetensors").unlink(missing_ok=True)
+
 def _work(config, path, device, roots, store, progress):
     "Train and measure one run in its directory; resumes what is there."
     preset = PRESETS[config.preset]
@@ -409,14 +421,9 @@ def _work(config, path, device, roots, store, progress):
         if trained.trains:
             adapt(trained, target.train.withhold(), bank, preset.adapt, config.seed, f"{config.method} {config.source}->{config.target}", save=saver(path), progress=progress, **resume_point(path))
         else: trained.to(device)
-    write_tensors(path/"model.safetensors", trained.embedder().state_dict())
     features = embed_test(trained.embedder(), target, preset.size, device)
-    write_tensors(path/"test.safetensors", features)
-    files = sorted((path/"rounds").glob("*.safetensors")) if config.method != "pretrain" else []
-    rounds = [dict(epoch=int(f.stem), **label_scores(read_tensors(f)[0], target.train)) for f in files]
-    result = dict(**plain_scores(retrieve(features, target), target), rounds=rounds, seconds=sum(r["seconds"] for r in read_rows(path/"history.jsonl")), peak_memory=peak_memory(device), finished=time.time())
-    write_atomic(path/"metrics.json", json.dumps(result))
-    (path/"checkpoint.safetensors").unlink(missing_ok=True)
+    if rank() == 0: _measure(path, config, trained, features, target, device)
+    agreed(True)                                             # the other processes wait until everything is written
 
 # %% ../nbs/91_runs.ipynb #28676bcd
 @contextlib.contextmanager
@@ -456,14 +463,16 @@ def get_run(
     "The run of a configuration: found, continued, or done. Waits if another process is at it."
     store = Path(store or store_root())
     path = run_path(config, roots, store)
-    if (path/"metrics.json").exists(): return Run(config, path)
+    done = lambda: agreed((path/"metrics.json").exists())
+    if done(): return Run(config, path)
     path.mkdir(parents=True, exist_ok=True)
     device = pick_device(str(device))
-    with waiting_lock(path/"lock", str(config)):
-        if (path/"metrics.json").exists(): return Run(config, path)
-        write_atomic(path/"config.json", json.dumps(asdict(config), indent=1))
-        sessions = json.loads((path/"environment.json").read_text()) if (path/"environment.json").exists() else []
-        write_atomic(path/"environment.json", json.dumps([*sessions, environment(device)], indent=1))
+    with waiting_lock(path/"lock", str(config)) if rank() == 0 else contextlib.nullcontext():
+        if done(): return Run(config, path)
+        if rank() == 0:
+            write_atomic(path/"config.json", json.dumps(asdict(config), indent=1))
+            sessions = json.loads((path/"environment.json").read_text()) if (path/"environment.json").exists() else []
+            write_atomic(path/"environment.json", json.dumps([*sessions, environment(device)], indent=1))
         limit = PRESETS[config.preset].threads if device.type == "cpu" else None
         with pinned(limit): _work(config, path, device, roots, store, progress)     # another number of threads rounds differently
     return Run(config, path)
@@ -574,3 +583,27 @@ def show_epochs(
         if rows and len(rows) != bars[key].n:
             bars[key].set_postfix(loss=f"{rows[-1]['loss']:.3f}", lr=f"{rows[-1]['lr']:.1e}", refresh=False)
             bars[key].update(len(rows) - bars[key].n)
+
+# %% ../nbs/91_runs.ipynb #981035a7
+def main(
+    arguments: list | None = None, # of the command line; None: those of this process
+) -> int: # exit code
+    "The command `python -m upl_reid.runs`: one run, by all processes that were started together."
+    parser = argparse.ArgumentParser(prog="python -m upl_reid.runs", description="Find, continue or do one run; start it with accelerate launch or torchrun to use several processes.")
+    for name, default, what in (("preset", "demo", "tiny, demo, gpu or paper"), ("source", "plaza", "domain with labels"), ("target", "campus", "domain without"), ("method", "upl", "a registered method, or pretrain"),
+                                ("device", "auto", "auto, cpu or cuda"), ("source-root", "", "folder of the source"), ("target-root", "", "folder of the target"), ("weights", "", "file of initial weights")):
+        parser.add_argument(f"--{name}", default=default, help=f"{what} (default: {default or 'none'})")
+    parser.add_argument("--seed", type=int, default=0, help="of all random streams (default: 0)")
+    a = parser.parse_args(arguments)
+    roots = {name: root for name, root in ((a.source, a.source_root), (a.target, a.target_root), ("weights", a.weights)) if root}
+    try:
+        config = RunConfig(a.preset, a.source, seed=a.seed) if a.method == "pretrain" else RunConfig(a.preset, a.source, a.target, a.method, seed=a.seed)
+        with joined(a.device): run, first = get_run(config, device=a.device, roots=roots, progress=rank() == 0), rank() == 0
+    except ValueError as e:
+        print(f"python -m upl_reid.runs: {e}", file=sys.stderr)
+        return 1
+    if first: print(f"{run}: mAP {100*run.metrics['mAP']:.1f}, in {run.path}")
+    return 0
+
+# %% ../nbs/91_runs.ipynb #b65e1cd1
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main()) # python -m, and not a notebook

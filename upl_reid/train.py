@@ -23,6 +23,7 @@ from .core import ConfigError, DataError, RunError, seed_for, seeded, to_numpy
 from .data import Split, Unlabelled
 from .images import ImageBank, augmenter, plan_batches, prepare
 from .losses import soft_cross_entropy, weighted_triplet
+from .parallel import add_up, check_agreement, share_bodies
 
 # %% ../nbs/90_train.ipynb #84926a00
 @dataclass(frozen=True)
@@ -354,6 +355,7 @@ def fit(
     "Train a method (Algorithm 1). Raises `RunError` if a loss is no longer finite."
     device = bank.device
     method.to(device)
+    share_bodies(method)
     camids_d = torch.tensor(camids, device=device)
     augment = augmenter(bank.size, erase=budget.erase).to(device)
     steps = budget.steps_for(len(bank))
@@ -368,6 +370,7 @@ def fit(
                 if e % budget.every == 0:
                     features = embed(method.clusterer(), bank)
                     labels = method.relabel(features, camids_d, e//budget.every)
+                    check_agreement(labels.hard, "pseudo-labels")
                     head = start_round(method, labels, budget)
                     round = dict(features=features.half(), **pack_labels(labels))
                 clustered = time.perf_counter() - started
@@ -411,6 +414,7 @@ def run_epoch(
         total = sum(weights.get(k, 1.)*v for k, v in losses.items())
         for o in optimisers: o.zero_grad(set_to_none=True)
         total.backward()
+        add_up(method)
         torch.nn.utils.clip_grad_norm_(parameters, budget.clip)
         for o in optimisers: o.step()
         method.after_step(batch)

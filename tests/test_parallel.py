@@ -1,0 +1,75 @@
+"Training on two and three processes gives the losses of one."
+import json, os, shutil, subprocess, sys
+
+import pytest
+import torch
+
+from upl_reid.core import ConfigError
+from upl_reid.parallel import add_up, agreed, check_agreement, processes, rank, share_bodies, share_of, sharing, whole_batches
+from upl_reid.runs import RunConfig, get_run, main, run_path
+
+
+def together(store, method, count):
+    "Do one run on several processes, as a user would."
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "upl_reid.runs", "--preset", "tiny", "--method", method, "--device", "cpu"]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "UPL_REID_RUNS": str(store), "OMP_NUM_THREADS": "1"})
+    assert out.returncode == 0, out.stderr[-3000:]
+    return out.stdout
+
+
+def history(store, config): return [json.loads(line) for line in (run_path(config, None, store)/"history.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    "A store with runs of one process."
+    store = tmp_path_factory.mktemp("alone")
+    for config in (RunConfig("tiny", "plaza"), RunConfig("tiny", "plaza", "campus", "upl"), RunConfig("tiny", "plaza", "campus", "dbscan")):
+        get_run(config, device="cpu", store=store, progress=False)
+    return store
+
+
+@pytest.mark.parametrize("method, count", [("pretrain", 2), ("upl", 2), ("dbscan", 3)])
+def test_several_processes_give_the_losses_of_one(alone, tmp_path, method, count):
+    config = RunConfig("tiny", "plaza") if method == "pretrain" else RunConfig("tiny", "plaza", "campus", method)
+    shutil.copytree(alone, tmp_path/"store")
+    shutil.rmtree(run_path(config, None, tmp_path/"store"))
+    said = together(tmp_path/"store", method, count)
+    assert said.count("mAP") == 1                            # of all processes, one speaks
+    one, several = history(alone, config), history(tmp_path/"store", config)
+    assert len(one) == len(several) > 1
+    losses = {k for k in one[0] if k.startswith(("loss", "ce", "triplet", "mix", "nce", "meta_loss"))}
+    assert {"loss", "ce", "triplet"} <= losses and (method != "upl" or {"mix", "nce", "meta_loss"} <= losses)
+    for name in losses: assert several[0][name] == pytest.approx(one[0][name], rel=1e-5), name
+    a, b = (get_run(config, device="cpu", store=s, progress=False) for s in (alone, tmp_path/"store"))
+    assert b.metrics["mAP"] == pytest.approx(a.metrics["mAP"], abs=.01) and len(json.loads((b.path/"environment.json").read_text())) == 1
+    for (name, x), y in zip(a.encoder().state_dict().items(), b.encoder().state_dict().values()):
+        torch.testing.assert_close(x, y, atol=2e-3, rtol=1e-2, msg=name)
+
+
+def test_one_process_is_left_alone():
+    body = torch.nn.Linear(2, 2)
+    before = type(body)
+    share_bodies(body); add_up(body); check_agreement(torch.zeros(3), "labels")
+    assert type(body) is before and (processes(), rank(), agreed(False), sharing()) == (1, 0, False, False)
+    with whole_batches(): assert not sharing()
+
+
+@pytest.mark.parametrize("images, count", [(7, 3), (6, 3), (2, 3), (1, 1)])
+def test_shares_are_consecutive_and_complete(images, count):
+    x = torch.arange(images)
+    parts = [share_of(x, p, count) for p in range(count)]
+    assert torch.cat(parts).tolist() == x.tolist() and max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_command_names_what_is_wrong(capsys):
+    assert main(["--preset", "tiny", "--method", "nonsense"]) == 1
+    assert "nonsense" in capsys.readouterr().err
+
+
+def test_feature_maps_cannot_be_shared(monkeypatch):
+    monkeypatch.setattr("upl_reid.parallel.processes", lambda: 2)
+    method = torch.nn.Module()
+    method.encoder = torch.nn.Module()
+    method.encoder.body = torch.nn.Identity()
+    with pytest.raises(ConfigError, match="one process"): share_bodies(method)
