@@ -42,10 +42,11 @@ def exact_neighbours(
     x: torch.Tensor, # (N, d) rows of length 1 or 0, from `unit_rows`
     k: int, # 1..N, list length with the image itself
     rows: np.ndarray, # (R,) whose lists
-    block: int = 1024, # rows of scores held at a time, fewer if a row is longer than 8,192
+    block: int = 1024, # rows of scores held at a time, fewer if a row is longer than 4,096
 ) -> np.ndarray: # (R, k) int64
     "Indices of the k nearest rows: itself first, then by distance, ties by the lower index."
-    length, out, groups, block = (x != 0).any(1).to(x.dtype), [], max(k, 512), max(1, min(block, 2**23 // len(x)))
+    length, groups, block = (x != 0).any(1).to(x.dtype), max(k, 512), max(1, min(block, 2**22 // len(x)))
+    out = np.empty((len(rows), k), np.int64)                 # filled in place: small results kept between large blocks fragment the heap
     for start in range(0, len(rows), block):
         own = torch.as_tensor(rows[start:start+block], device=x.device)
         score = (x[own] @ x.T).mul_(-2).add_(length)         # squared distance, less a constant of the row
@@ -57,8 +58,8 @@ def exact_neighbours(
         value, row, col = to_numpy(score[row, col]), to_numpy(row), to_numpy(col)
         order = np.lexsort((value, row))                     # stable, and columns ascend already
         place = np.arange(len(row)) - np.searchsorted(row, np.arange(len(score)))[row]
-        out.append(col[order][place < k].reshape(-1, k))
-    return np.concatenate(out) if out else np.empty((0, k), np.int64)
+        out[start:start+block] = col[order][place < k].reshape(-1, k)
+    return out
 
 # %% ../nbs/30_cluster.ipynb #8558838a
 def approximate_neighbours(
@@ -120,8 +121,9 @@ def neighbour_weights(
 ) -> sp.csr_array: # (N, N) float64, rows sum to 1
     "Each set as a weight vector: exp(-squared distance) at its members, normalised."
     row, col = np.repeat(np.arange(len(x)), np.diff(sets.indptr)), sets.indices
-    d = [(x[row[s:s+chunk]] - x[col[s:s+chunk]]).square().sum(1) for s in range(0, len(row), chunk)]
-    weight = np.exp(-to_numpy(torch.cat(d)).astype(np.float64))
+    d = torch.empty(len(row), dtype=x.dtype, device=x.device)
+    for s in range(0, len(row), chunk): d[s:s+chunk] = (x[row[s:s+chunk]] - x[col[s:s+chunk]]).square().sum(1)
+    weight = np.exp(-to_numpy(d).astype(np.float64))
     total = np.bincount(row, weight, minlength=len(x))
     return sp.csr_array((weight / total[row], col, sets.indptr), shape=sets.shape)
 
@@ -352,6 +354,27 @@ def check_labels(
     return ids
 
 # %% ../nbs/30_cluster.ipynb #684c5ed7
+def _merge(
+    far: np.ndarray, # (m, m) symmetric distances, inf where merging is forbidden; changed in place
+    threshold: float, # as in `merge_across_cameras`
+) -> np.ndarray: # (m,) the lowest index of each one's group
+    "Greedy average linkage of one part."
+    m = len(far)
+    size, parent, best = np.ones(m), np.arange(m), far.argmin(1)
+    low = far[np.arange(m), best]
+    while low.min() <= threshold:
+        i = low.argmin()
+        j = best[i]                                          # i < j: row j would have been the first minimum otherwise
+        merged = (size[i]*far[i] + size[j]*far[j])/(size[i] + size[j])
+        merged[[i, j]] = far[j] = far[:, j] = np.inf
+        far[i] = far[:, i] = merged
+        size[i], parent[parent == j] = size[i] + size[j], i
+        stale = np.flatnonzero((best == i) | (best == j) | (merged < low) | ((merged == low) & (i < best)))
+        stale = np.union1d(stale, [i, j])
+        best[stale] = far[stale].argmin(1)
+        low[stale] = far[stale, best[stale]]
+    return parent
+
 def merge_across_cameras(
     centroids, # (M, d) one per cluster
     camids, # (M,) camera of each cluster
@@ -368,19 +391,9 @@ def merge_across_cameras(
     far = x @ x.T                                            # symmetric to the last bit: numpy computes one triangle
     np.subtract(1, far, out=far)
     far[cams[:, None] == cams] = np.inf
-    size, parent, best = np.ones(m), np.arange(m), far.argmin(1)
-    low = far[np.arange(m), best]
-    while low.min() <= threshold:
-        i = low.argmin()
-        j = best[i]                                          # i < j: row j would have been the first minimum otherwise
-        merged = (size[i]*far[i] + size[j]*far[j])/(size[i] + size[j])
-        merged[[i, j]] = far[j] = far[:, j] = np.inf
-        far[i] = far[:, i] = merged
-        size[i], parent[parent == j] = size[i] + size[j], i
-        stale = np.flatnonzero((best == i) | (best == j) | (merged < low) | ((merged == low) & (i < best)))
-        stale = np.union1d(stale, [i, j])
-        best[stale] = far[stale].argmin(1)
-        low[stale] = far[stale, best[stale]]
+    parent, part = np.arange(m), connected_components(sp.csr_array(far <= threshold), directed=False)[1]
+    for own in np.split(part.argsort(kind="stable"), np.bincount(part).cumsum()[:-1]):     # groups never reach beyond a part
+        if len(own) > 1: parent[own] = own[_merge(far[np.ix_(own, own)], threshold)]
     return like(relabel_consecutive(parent), centroids)
 
 # %% ../nbs/30_cluster.ipynb #2e714fe8

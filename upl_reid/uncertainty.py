@@ -160,9 +160,10 @@ def soft_labels(
     if not torch.isfinite(x).all(): raise DataError("the features hold NaN or infinity; did training diverge?")
     shared = sigma if sigma.ndim == 2 else (pi[:, None, None]*sigma).sum(0)
     s = 1 if temperature is None else temperature*len(shared)/effective_dimension(shared)
-    soft = log_gaussian(x, means, sigma).div_(s).add_(pi.log()).softmax(1)
     given = torch.as_tensor(features).dtype
-    return like(soft.to(given if given.is_floating_point else torch.float64), features)
+    soft = torch.empty(len(x), len(pi), dtype=given if given.is_floating_point else torch.float64, device=x.device)
+    for a in range(0, len(x), 4096): soft[a:a+4096] = log_gaussian(x[a:a+4096], means, sigma).div_(s).add_(pi.log()).softmax(1)     # a part at a time fits the cache
+    return like(soft, features)
 
 def hard_labels(
     soft, # (N, K)
