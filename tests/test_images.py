@@ -100,6 +100,16 @@ def test_three_homes_give_the_same_batches(paths, monkeypatch):
             assert torch.equal(batch, full[index])
 
 
+def test_bank_beyond_memory_lies_in_a_file_without_a_name(paths, tmp_path, monkeypatch):
+    with pytest.warns(UserWarning, match="they lie in a file in"): bank = ImageBank(paths, SIZE, limit=0, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+    if Path("/proc/self/maps").exists(): assert any(str(tmp_path) in line and "(deleted)" in line for line in open("/proc/self/maps"))
+    assert torch.equal(bank[torch.tensor([5, 0, 7])], decode(paths, SIZE)[[5, 0, 7]])
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: type("usage", (), dict(free=8*3*12*6*2 - 1)))
+    with pytest.warns(UserWarning, match="more than memory and .* allows: they are decoded again"): bank = ImageBank(paths, SIZE, limit=0, folder=tmp_path)
+    assert bank.images is None and torch.equal(bank[torch.tensor([5, 0, 7])], decode(paths, SIZE)[[5, 0, 7]])
+
+
 def test_host_bank_without_limit_says_nothing(paths):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -412,12 +412,12 @@ def _work(config, path, device, roots, store, progress):
     if config.method == "pretrain":
         target = source
         encoder = initial_encoder(preset, config.seed, roots)
-        bank = ImageBank(kept.paths, preset.size, device)
+        bank = ImageBank(kept.paths, preset.size, device, folder=store)
         trained = pretrain(encoder, kept, bank, preset.pretrain, config.seed, f"pretrain {config.source}", save=saver(path), progress=progress, **resume_point(path))
     else:
         target = open_domain(config.target, config.preset, roots, store)
         trained = make_method(config, held, target, device, roots, store, progress)
-        bank = ImageBank(target.train.paths, preset.size, device)
+        bank = ImageBank(target.train.paths, preset.size, device, folder=store)
         if trained.trains:
             adapt(trained, target.train.withhold(), bank, preset.adapt, config.seed, f"{config.method} {config.source}->{config.target}", save=saver(path), progress=progress, **resume_point(path))
         else: trained.to(device)
