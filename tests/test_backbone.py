@@ -13,9 +13,10 @@ import torch
 from hypothesis import given, strategies as st
 from torch import nn
 
-from upl_reid.backbone import (SHAPES, Encoder, IBN, Shape, StemViT, build_encoder, cosine_restarts, cost, feature_map, follow, load_deit, load_timm,
+from upl_reid.backbone import (SHAPES, Encoder, IBN, Shape, StemViT, build_encoder, cosine_restarts, cost, feature_map, follow, load_deit, load_timm, working_type,
                                map_and_output, parameter_groups, pretrained_state, read_weights, slow_copy, split_norms, use_ibn)
 from upl_reid.core import ConfigError, DataError, seeded
+from upl_reid.srmo import loss_slopes
 
 TOY = Shape((4, 5), (2, 1), 2, 8, 2, 2)         # tokens of 4 pixels, 8 channels, 2 blocks, 2 heads
 
@@ -172,6 +173,35 @@ def test_lengths_are_computed_in_float32_under_autocast(low):
         v, inner = encoder(x), encoder.project(x.flatten(1))
     assert inner.dtype == low and v.dtype == torch.float32
     torch.testing.assert_close(v.norm(dim=1), torch.ones(4), atol=1e-6, rtol=0)
+
+
+def test_narrow_products_leave_everything_else_in_float32(monkeypatch):
+    "What a GPU does, on the CPU: body and projection in bfloat16; weights, gradients and slopes in float32 and close to those of float32."
+    encoder, x, g = stir(build_encoder("micro", (48, 24), 16)), pictures(8, (48, 24)).float(), torch.Generator().manual_seed(0)
+    encoder.train()
+    parameters = {k: p for k, p in encoder.named_parameters() if p.requires_grad}
+    direction = {k: torch.randn(p.shape, generator=g) for k, p in parameters.items()}
+    def losses(p): v = torch.func.functional_call(encoder, {**p, **{k: b.clone() for k, b in encoder.named_buffers()}}, (x,)); return torch.stack([v[:4].sum(), (v @ v.T).square().sum()])
+    def everything():
+        encoder.zero_grad()
+        losses(parameters)[1].backward()
+        return torch.cat([p.grad.flatten() for p in parameters.values()]), loss_slopes(losses, parameters, direction), encoder(x)
+    wide = everything()
+    inside = []
+    encoder.project.register_forward_hook(lambda m, i, out: inside.append(out.dtype))
+    monkeypatch.setattr("upl_reid.backbone.working_type", lambda device: torch.bfloat16)
+    low = everything()
+    assert set(inside) == {torch.bfloat16} and all(t.dtype == torch.float32 for t in low)
+    for a, b in zip(low, wide):
+        assert not torch.equal(a, b) and torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0) > .99
+
+
+def test_only_a_gpu_that_has_the_units_works_in_bfloat16(monkeypatch):
+    asked = []
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: bool(asked.append(including_emulation)) or len(asked) > 1)
+    gpu = torch.device("cuda")
+    assert working_type(torch.device("cpu")) == torch.float32 and not asked
+    assert [working_type(gpu), working_type(gpu)] == [torch.float32, torch.bfloat16] and asked == [False, False]
 
 
 # ---------------------------------------------------------------- sizes

@@ -11,8 +11,9 @@ from torch.profiler import ProfilerActivity, profile
 
 import upl_reid.cost as module
 from upl_reid.core import ConfigError, DataError
-from upl_reid.cost import (Bench, Watch, benches, counts, flops, in_turns, kept_bytes, measure, measured_overheads, overhead_in_words,
+from upl_reid.cost import (Bench, Reads, Watch, benches, counts, flops, in_turns, kept_bytes, measure, measured_overheads, overhead_in_words,
                            overheads, peak_bytes, per_epoch, recall)
+from upl_reid.images import prepare
 from upl_reid.published import TABLE7, TEXT7
 from upl_reid.runs import pinned
 from upl_reid.srmo import loss_slopes
@@ -359,3 +360,38 @@ def test_figures_of_unknown_code_are_not_kept(tmp_path, monkeypatch, place):
     def work(): asked.append(1); return (pd.DataFrame(dict(a=[1])),)
     for _ in range(2): recall(tmp_path/"a.json", dict(device="cpu"), work)
     assert len(asked) == 2 and not (tmp_path/"a.json").exists()
+
+
+# ---- waiting and moving
+
+@pytest.mark.parametrize("read", [lambda x: float(x[0]), lambda x: bool(x.any()), lambda x: x[x > 0], lambda x: x.nonzero(), lambda x: x.tolist() and x.max().item(), lambda x: torch.equal(x, x),
+                                  lambda x: x.clone().index_put_((x > 0,), torch.tensor(1.)), lambda x: x.unique()])
+def test_reading_a_result_is_a_wait(read):
+    x = torch.arange(5.)
+    with Reads() as reads: read(x)
+    assert sum(reads.waits.values()) >= 1
+
+
+def test_what_stays_on_the_device_is_no_wait():
+    x, index = torch.arange(5.), torch.tensor([1, 2])
+    with Reads() as reads: (x[index] + x.max()).softmax(0).masked_fill(index > 1, 0.).index_add(0, index - 1, x[:2])
+    assert not reads.waits
+
+
+def test_bytes_moved_are_arguments_and_results():
+    a, w = torch.ones(6, 4), torch.ones(4, 3, dtype=torch.float64)
+    with Reads() as reads: b = a.double() @ w
+    assert reads.moved == (24*4 + 24*8) + (24*8 + 12*8 + 18*8) and b.shape == (6, 3)
+    with Reads() as reads: a.T.reshape(2, 12)                   # the transpose is a view, its reshape a copy
+    assert reads.moved == 2*24*4
+
+
+@pytest.mark.parametrize("name", ["upl", "dbscan", "mmt", "p2lr", "oracle"])
+def test_a_step_waits_for_nothing(tmp_path, name):
+    bench = benches({"row": (name, {})}, "tiny", "plaza", "campus", 0, CPU, store=tmp_path)["row"]
+    bench.augment = prepare                                     # kornia's transforms read some of their parameters back
+    waits = []
+    for steps in (1, 4):                                        # the first has UPL's meta step
+        with Reads() as reads: bench.train(steps)
+        waits.append(dict(reads.waits))
+    assert waits[0] == waits[1] and set(waits[0]) == {"aten::_local_scalar_dense"}      # one read a mean, at the end of the epoch

@@ -37,7 +37,7 @@ def choose_partners(
     similarity = unit @ unit.T
     similarity.fill_diagonal_(-torch.inf)
     nearest = similarity.topk(k, dim=1).indices
-    pick = torch.from_numpy(np.random.default_rng(seed).integers(k, size=(n, 1))).to(nearest.device)
+    pick = torch.from_numpy(np.random.default_rng(seed).integers(k, size=(n, 1))).to(nearest.device, non_blocking=True)
     return like(nearest.gather(1, pick)[:, 0], features)
 
 # %% ../nbs/40_mixup.ipynb #22f559c7

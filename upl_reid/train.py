@@ -45,7 +45,7 @@ class PseudoLabels:
         "Soft labels of some images; one-hot rows where the labels are hard, zero rows for -1."
         if self.soft is not None: return self.soft[index]
         hard = self.hard[index]
-        return F.one_hot(hard.clamp(min=0), len(self.centroids)).float()*(hard >= 0)[:, None]
+        return (hard[:, None] == torch.arange(len(self.centroids), device=hard.device)).float()
 
 @dataclass(frozen=True)
 class Batch:
@@ -402,11 +402,11 @@ def run_epoch(
     "One pass of the inner loop of Algorithm 1."
     method.encoder.train()
     sums, parameters = {}, [p for o in optimisers for g in o.param_groups for p in g["params"]]
-    for s, rows in enumerate(plan):
+    plan = torch.from_numpy(plan).to(bank.device)            # once: from here on, no step waits for the device
+    for s, index in enumerate(plan):
         done = epoch*steps + s
         factor = cosine_restarts(done, budget.epochs*steps, budget.periods, budget.warmup*steps if budget.epochs > budget.warmup else 0)
         for group in (g for o in optimisers for g in o.param_groups): group["lr"] = factor*group["base_lr"]
-        index = torch.from_numpy(rows).to(bank.device)
         batch = Batch(augment(bank[index]), index, camids[index], labels.hard[index], labels.rows(index), labels.weight[index],
                       seed_for(seed, s), done, factor*budget.lr, augment(bank[index]) if method.views > 1 else None)
         method.before_step(batch)
@@ -419,10 +419,11 @@ def run_epoch(
         for o in optimisers: o.step()
         method.after_step(batch)
         for k, v in dict(loss=total, **losses, **{f"weight_{k}": v for k, v in weights.items()}).items():
-            sums[k] = sums.get(k, 0.) + torch.as_tensor(v).detach()
+            sums[k] = sums.get(k, 0.) + (v.detach() if isinstance(v, Tensor) else v)
         bar.update()
-        if not bar.disable and s % 10 == 0: bar.set_postfix(loss=f"{float(total.detach()):.3f}", lr=f"{factor*budget.lr:.1e}")
-    return {k: float(v) for k, v in sums.items()}
+    sums = {k: float(v) for k, v in sums.items()}
+    bar.set_postfix(loss=f"{sums['loss']/steps:.3f}", lr=f"{factor*budget.lr:.1e}")
+    return sums
 
 # %% ../nbs/90_train.ipynb #8949074b
 def pretrain(

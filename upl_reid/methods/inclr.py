@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbone import Encoder, map_and_output
+from ..backbone import Encoder, map_and_output, narrow
 from ..cluster import relabel_consecutive
 from ..core import ConfigError, DataError, like, to_numpy
 from ..losses import soft_cross_entropy, softmax_triplet
@@ -95,7 +95,7 @@ class PartEncoder(nn.Module):
         first: int | None = None, # so many features only; 1: the global one; None: all
     ) -> Tensor: # (1 + P, B, d) unit length: global, then the bands from top to bottom
         "The features apart, as the losses need them."
-        grid, whole = map_and_output(self.body, images)
+        with narrow(images.device): grid, whole = map_and_output(self.body, images)
         if grid.shape[2] < len(self.heads) - 1: raise ConfigError(f"a feature map of {grid.shape[2]} rows has no {len(self.heads) - 1} bands; use taller images or a finer backbone")
         pooled = [whole, *(band.mean((2, 3)) for band in grid.tensor_split(len(self.heads) - 1, 2))]
         return torch.stack([head(x) for head, x in zip(self.heads[:first], pooled)])

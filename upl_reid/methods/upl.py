@@ -109,7 +109,7 @@ def mixup_loss(
 ) -> Tensor: # scalar
     "Uncertainty-calibrated mixup: cross-entropy plus triplet on mixed features (Eq. 11)."
     j = choose_partners(features, neighbours, seed_for(batch.seed, "partner"))
-    lam = sample_lambda(len(j), beta, seed_for(batch.seed, "lambda")).to(features.device)
+    lam = sample_lambda(len(j), beta, seed_for(batch.seed, "lambda")).to(features.device, non_blocking=True)
     reliability = batch.weight if weigh else (batch.hard >= 0).to(batch.weight)
     mixed, soft = mix(features, features[j], batch.soft, batch.soft[j], reliability, reliability[j], lam)
     weight = mixed_weight(reliability, reliability[j], lam)
