@@ -13,7 +13,7 @@ from upl_reid.images import ImageBank, prepare
 from upl_reid.methods.baseline import GlobalDBSCAN
 from upl_reid.methods.upl import UPL
 from upl_reid.synth import write_domain
-from upl_reid.train import METHODS, Batch, Budget, Method, PseudoLabels, Supervised, adapt, embed, fit, pack_labels, pretrain, register, unpack_labels
+from upl_reid.train import METHODS, Batch, Budget, Method, PseudoLabels, Supervised, adapt, check_features, embed, fit, pack_labels, pretrain, register, unpack_labels
 
 SIZE = (48, 24)
 
@@ -103,14 +103,35 @@ def test_nothing_in_a_batch_knows_identities(world):
     for b in seen: assert torch.equal(b.hard, method.hard[b.index]) and torch.equal(b.camids, torch.tensor(domain.train.camids)[b.index])
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(world):
+@pytest.mark.parametrize("what", ["loss", "gradient", "infinite"])
+def test_what_is_no_number_stops_the_run_before_it_is_saved(world, what):
+    "The step and the pictures of its batch are named; the gradient alone can be broken too (the square root of zero)."
     domain, bank, _ = world
     class Broken(GlobalDBSCAN):
-        def losses(self, features, batch): return dict(ce=features.sum()*float("nan"))
-    saved = []
-    with pytest.raises(RunError, match="no longer finite in epoch 1"):
+        def losses(self, features, batch):
+            value = features.sum()*0
+            if batch.step == 1: value = {"loss": value*float("nan"), "gradient": value.abs().sqrt(), "infinite": features.sum()*0 + float("inf")}[what]
+            seen.append(batch)
+            return dict(ce=value)
+    saved, seen = [], []
+    with pytest.raises(RunError, match="step 2 of epoch 1") as e:
         fit(fresh(world, Broken, k1=8, eps=.6), bank, domain.train.camids, BUDGET, 0, progress=False, save=lambda *a: saved.append(a))
-    assert not saved
+    assert not saved and all(str(bank.paths[i]) in str(e.value) for i in seen[1].index[:8].tolist())
+
+
+@pytest.mark.parametrize("features, says", [(torch.ones(5, 3), "collapsed"), (torch.ones(5, 3) + 1e-5*torch.eye(5, 3), "collapsed"), (torch.tensor([[1., float("nan")], [0., 1.]]), "no numbers"), (torch.tensor([[float("inf"), 1.], [0., 1.]]), "no numbers")])
+def test_features_that_say_nothing(features, says):
+    with pytest.raises(RunError, match=says): check_features(features, "here")
+    check_features(torch.eye(3), "here")
+
+
+def test_equal_pictures_are_told_as_a_collapse(world, tmp_path):
+    "Copies of one picture, however many cameras and files."
+    from PIL import Image
+    domain, bank, _ = world
+    for i in range(24): Image.new("RGB", (24, 48), (9, 99, 200)).save(tmp_path/f"{i}.png")
+    with pytest.raises(RunError, match="collapsed"):
+        fit(fresh(world, GlobalDBSCAN, k1=8, eps=.6), ImageBank([tmp_path/f"{i}.png" for i in range(24)], bank.size), np.arange(24) % 3, BUDGET, 0, progress=False)
 
 
 def test_the_weighted_sum_is_what_is_minimised(world):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'PseudoLabels', 'Batch', 'Budget', 'Method', 'unknown', 'Supervised', 'register', 'embed', 'pack_optimiser',
-           'unpack_optimiser', 'pack_labels', 'unpack_labels', 'start_round', 'checkpoint', 'restore', 'fit',
-           'run_epoch', 'pretrain', 'adapt']
+           'unpack_optimiser', 'pack_labels', 'unpack_labels', 'start_round', 'checkpoint', 'restore', 'check_features',
+           'fit', 'run_epoch', 'pretrain', 'adapt']
 
 # %% ../nbs/90_train.ipynb #9dff4447
 import inspect, time
@@ -340,6 +340,15 @@ def restore(
     return labels, head
 
 # %% ../nbs/90_train.ipynb #a60ce14f
+def check_features(
+    features: Tensor, # (N, d) of the training images
+    where: str, # for the message
+):
+    "Raises `RunError` for features that are no numbers, and for a collapse: all images have the same."
+    if not bool(torch.isfinite(features).all()): raise RunError(f"{where}: the features of {int((~torch.isfinite(features)).any(1).sum())} of {len(features)} images are no numbers; the weights are damaged")
+    spread = float((features - features[0]).abs().max())
+    if spread < 1e-4: raise RunError(f"{where}: the features have collapsed, all {len(features)} images have the same (differences below {spread:.0e}); lower the learning rate, or look whether all pictures are the same")
+
 def fit(
     method: Method, # trained in place
     bank: ImageBank, # training images
@@ -352,7 +361,7 @@ def fit(
     save: Callable = lambda tensors, row, round: None, # called at the end of every epoch, see `runs`
     progress: bool = True, # draw a bar
 ) -> Method: # the same method, trained
-    "Train a method (Algorithm 1). Raises `RunError` if a loss is no longer finite."
+    "Train a method (Algorithm 1). Raises `RunError` if a loss, a gradient or a feature is no number, or if all features are equal."
     device = bank.device
     method.to(device)
     share_bodies(method)
@@ -369,6 +378,7 @@ def fit(
             with seeded(seed, title, "epoch", e):
                 if e % budget.every == 0:
                     features = embed(method.clusterer(), bank)
+                    check_features(features, f"{title}, epoch {e + 1}")
                     labels = method.relabel(features, camids_d, e//budget.every)
                     check_agreement(labels.hard, "pseudo-labels")
                     head = start_round(method, labels, budget)
@@ -377,8 +387,6 @@ def fit(
                 plan = plan_batches(to_numpy(labels.hard), camids, budget.identities, budget.images, steps, seed_for(seed, title, "plan", e))
                 sums = run_epoch(method, bank, camids_d, labels, plan, augment, (optimiser, head), budget, e, steps, seed_for(seed, title, e), bar)
             means = {k: v/steps for k, v in sums.items()}
-            if not np.isfinite(list(means.values())).all():
-                raise RunError(f"{title}: a loss is no longer finite in epoch {e + 1} ({means}); the last good epoch is kept, look at its history before trying a preset with a lower learning rate")
             row = dict(epoch=e + 1, lr=optimiser.param_groups[1]["lr"], classes=len(labels.centroids), unused=float((labels.hard < 0).float().mean()),
                        seconds=time.perf_counter() - started, relabel_seconds=clustered, **means, **method.figures())
             save(checkpoint(method, optimiser, head, labels), row, round)
@@ -401,6 +409,7 @@ def run_epoch(
 ) -> dict: # name -> sum over the steps
     "One pass of the inner loop of Algorithm 1."
     method.encoder.train()
+    broken = torch.tensor(-1, device=bank.device)             # first step whose loss or gradient is no number
     sums, parameters = {}, [p for o in optimisers for g in o.param_groups for p in g["params"]]
     plan = torch.from_numpy(plan).to(bank.device)            # once: from here on, no step waits for the device
     for s, index in enumerate(plan):
@@ -415,13 +424,18 @@ def run_epoch(
         for o in optimisers: o.zero_grad(set_to_none=True)
         total.backward()
         add_up(method)
-        torch.nn.utils.clip_grad_norm_(parameters, budget.clip)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, budget.clip)
+        broken = torch.where((broken < 0) & ~(norm + total.detach()).isfinite(), s, broken)
         for o in optimisers: o.step()
         method.after_step(batch)
         for k, v in dict(loss=total, **losses, **{f"weight_{k}": v for k, v in weights.items()}).items():
             sums[k] = sums.get(k, 0.) + (v.detach() if isinstance(v, Tensor) else v)
         bar.update()
-    sums = {k: float(v) for k, v in sums.items()}
+    sums, broken = {k: float(v) for k, v in sums.items()}, int(broken)
+    if broken >= 0:
+        files = [str(bank.paths[i]) for i in plan[broken].tolist()]
+        raise RunError(f"a loss or gradient is no number in step {broken + 1} of epoch {epoch + 1} (sums so far {sums}); the batch: {', '.join(files[:8])}{f' and {len(files) - 8} more' if len(files) > 8 else ''}. "
+                       "Nothing of this epoch is kept: look at these pictures, then try again with a lower learning rate")
     bar.set_postfix(loss=f"{sums['loss']/steps:.3f}", lr=f"{factor*budget.lr:.1e}")
     return sums
 

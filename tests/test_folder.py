@@ -1,0 +1,307 @@
+"""One's own crops: folders, tables and pictures as users and attackers have them; each row of the input matrix has its test here or beside it."""
+import io
+import os
+import struct
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+
+import upl_reid.folder as module
+from upl_reid.core import DataError
+from upl_reid.data import load_domain
+from upl_reid.folder import (MAX_ROWS, as_domain, check_images, complain, find_images, list_images, load_folder, natural, read_folder, read_table, readable, report_in_words,
+                             write_table)
+from upl_reid.split import MAX_PIXELS, read_image
+
+
+def picture(path, size=(6, 12), colour=(200, 30, 60)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+    return path
+
+
+def table(path, text, encoding="utf-8"):
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def fault(f, *args):
+    with pytest.raises(DataError) as e: f(*args)
+    return str(e.value)
+
+
+# ---- folders
+
+def test_sub_folders_are_cameras_in_natural_order(tmp_path):
+    for name in ("cam10/a.jpg", "cam2/x/y/b.PNG", "cam2/c.jpeg", "cam1/.hidden.jpg", "cam1/d.bmp", ".git/e.jpg", "cam2/notes.txt"): (picture if not name.endswith("txt") else lambda p: p.write_text(""))(tmp_path/name)
+    domain = load_domain("folder", tmp_path)
+    assert domain.cameras == ("cam1", "cam2", "cam10") and len(domain.query) == len(domain.gallery) == 0
+    assert [(p.name, c) for p, c in zip(domain.train.paths, domain.train.camids)] == [("d.bmp", 0), ("a.jpg", 2), ("c.jpeg", 1), ("b.PNG", 1)]
+    assert (domain.train.pids == -1).all()
+
+
+def test_images_in_the_root_have_no_camera(tmp_path):
+    for name in "ab": picture(tmp_path/f"{name}.jpg")
+    domain = load_folder(tmp_path)
+    assert domain.cameras == ("",) and domain.train.camids.tolist() == [0, 0]
+
+
+def test_half_of_each_is_refused(tmp_path):
+    picture(tmp_path/"a.jpg"); picture(tmp_path/"cam1/b.jpg")
+    assert "beside its sub-folders" in fault(load_folder, tmp_path)
+
+
+def test_pattern(tmp_path):
+    for name in ("x/0007_c3_1.jpg", "0009_c1_2.jpg"): picture(tmp_path/name)
+    found = read_folder(tmp_path, r"(?P<pid>\d+)_c(?P<cam>\d+)")
+    assert found.camid.tolist() == ["1", "3"] and found.pid.tolist() == [9, 7]
+    picture(tmp_path/"odd.jpg")
+    assert "1 fault" in (said := fault(read_folder, tmp_path, r"c(?P<cam>\d)")) and "odd.jpg" in said
+    assert "regular expression" in fault(read_folder, tmp_path, "(") and "(?P<cam>" in fault(read_folder, tmp_path, "x")
+
+
+@pytest.mark.parametrize("root", ["absent", "empty"])
+def test_nothing_there(tmp_path, root):
+    (tmp_path/"empty").mkdir()
+    assert str(tmp_path/root) in fault(list_images, tmp_path/root)
+
+
+@pytest.mark.parametrize("name", ["new\nline", "Überwachung", "摄像头", "مخرج", "tab\there", "quo\"te, comma", "-rf", "a..x", "emoji 🚶", "x"*200])
+def test_names_of_any_kind(tmp_path, name):
+    picture(tmp_path/name/f"{name[:100]}.jpg"); picture(tmp_path/"other"/"b.jpg")
+    domain = load_folder(tmp_path)
+    assert set(domain.cameras) == {name, "other"}
+    written = write_table(list_images(tmp_path), tmp_path/"images.csv")
+    assert load_folder(tmp_path).cameras == domain.cameras and load_folder(written).train.paths == domain.train.paths
+    assert "\n" not in readable(name) and len(readable(name)) <= 120
+
+
+def test_bytes_that_are_no_text_as_a_name(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/cam\xff1"
+    os.mkdir(folder)
+    picture(Path(os.fsdecode(folder))/"a.jpg")
+    domain = load_folder(tmp_path)
+    assert len(domain.train) == 1 and readable(domain.cameras[0]).isprintable()
+
+
+def test_links_are_not_followed_in_circles(tmp_path):
+    picture(tmp_path/"cam1/a.jpg")
+    (tmp_path/"cam1/loop").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path/"cam1/self.jpg").symlink_to(tmp_path/"cam1/self.jpg")
+    (tmp_path/"cam1/gone.jpg").symlink_to(tmp_path/"nowhere.jpg")
+    assert [p.as_posix() for p in find_images(tmp_path)] == ["cam1/a.jpg"]
+
+
+def test_pipes_and_devices_are_no_images(tmp_path):
+    picture(tmp_path/"cam1/a.jpg")
+    os.mkfifo(tmp_path/"cam1/pipe.jpg")
+    (tmp_path/"cam1/zero.jpg").symlink_to("/dev/zero")
+    assert len(find_images(tmp_path)) == 1
+    started = time.monotonic()
+    for name in ("pipe.jpg", "zero.jpg"): fault(read_image, tmp_path/"cam1"/name)
+    assert time.monotonic() - started < 5
+
+
+# ---- tables
+
+def test_table_with_everything(tmp_path):
+    for n in "abcd": picture(tmp_path/f"{n}.jpg")
+    text = 'path,split,pid,camid,time\r\na.jpg,train,,"yard, left",9:00\r\nb.jpg,,3,door,\r\n\r\n"c.jpg",query,7,door,\r\nd.jpg,gallery,-1,"yard, left",x\r\n'
+    frame = read_table(table(tmp_path/"t.csv", "\ufeff" + text))
+    assert frame.split.tolist() == ["train", "train", "query", "gallery"] and frame.pid.tolist() == [-1, 3, 7, -1] and frame.time.tolist() == ["9:00", "", "", "x"]
+    domain = as_domain(frame)
+    assert domain.cameras == ("door", "yard, left") and domain.query.pids.tolist() == [7] and domain.gallery.camids.tolist() == [1]
+
+
+def test_columns_may_be_missing_but_not_misspelt(tmp_path):
+    picture(tmp_path/"a.jpg")
+    assert read_table(table(tmp_path/"t.csv", "path\na.jpg\n")).camid.tolist() == [""]
+    for header in ("", "camid,pid", "path,camera", "path,path", "path;camid"): assert "columns" in fault(read_table, table(tmp_path/"t.csv", f"{header}\na.jpg,1\n"))
+
+
+FAULTS = {"pid": ("a.jpg,1,seven,", "pid"), "large pid": ("a.jpg,1,99999999999,", "pid"), "other digits": ("a.jpg,1,٣,", "pid"), "split": ("a.jpg,1,1,test", "split"), "query": ("a.jpg,1,,query", "query without"),
+          "short": ("a.jpg,1", "less"), "long": ("a.jpg,1,2,train,x,y", "more"), "gone": ("gone.jpg,1,2,", "no file"), "folder": ("sub,1,2,", "no file"), "nothing": (",1,2,", "names no file"), "endless": (f"{'x'*5000},1,2,", "no file")}
+
+
+@pytest.mark.parametrize("line, says", FAULTS.values(), ids=FAULTS)
+def test_every_fault_of_a_line_names_the_line(tmp_path, line, says):
+    picture(tmp_path/"a.jpg"); picture(tmp_path/"b.jpg"); (tmp_path/"sub").mkdir()
+    said = fault(read_table, table(tmp_path/"t.csv", f"path,camid,pid,split\nb.jpg,1,2,\n{line}\n"))
+    assert "line 3" in said and says in said and len(said) < 600
+
+
+def test_faults_come_together(tmp_path):
+    picture(tmp_path/"a.jpg")
+    said = fault(read_table, table(tmp_path/"t.csv", "path,pid\n" + "a.jpg,x\n"*25))
+    assert "25 faults" in said and said.count("\n  line") == 10 and "15 more" in said
+    assert "again, after line 2" in fault(read_table, table(tmp_path/"t.csv", "path\na.jpg\na.jpg\n"))
+    assert complain("x", [], "y") is None
+
+
+@pytest.mark.parametrize("content", [b"path\n\xff\xfe\x00\n", "path\na.jpg\n".encode("utf-16"), b'path\n"a.jpg', b"path\na\0.jpg\n", b"path\n" + b"x"*200_000 + b"\n", b"\x80\x04\x95pickle"], ids=["no utf-8", "utf-16", "open quote", "zero byte", "long field", "pickle"])
+def test_what_is_no_table(tmp_path, content):
+    path = tmp_path/"t.csv"
+    path.write_bytes(content)
+    assert str(path) in fault(read_table, path)
+
+
+def test_ten_million_rows_end_early(tmp_path):
+    path = tmp_path/"t.csv"
+    path.write_text("path,camid\n" + "no.jpg,1\n"*10_000_000)
+    started = time.monotonic()
+    assert f"{MAX_ROWS:,}" in fault(read_table, path)
+    assert time.monotonic() - started < 120
+
+
+def test_a_table_may_not_need_its_own_folder(tmp_path):
+    picture(tmp_path/"far/a.jpg")
+    frame = read_table(table(tmp_path/"t.csv", f"path\n{tmp_path/'far/a.jpg'}\n"))
+    assert frame.path[0] == tmp_path/"far/a.jpg"
+
+
+cell = st.text(st.characters(codec="utf-8"), max_size=12)
+
+
+@settings(max_examples=400)
+@given(rows=st.lists(st.lists(cell, min_size=1, max_size=6), max_size=6), header=st.lists(st.sampled_from(["path", "camid", "pid", "split", "time", "x", ""]), max_size=6))
+def test_any_text_is_a_table_or_a_data_error(tmp_path_factory, rows, header):
+    home = tmp_path_factory.getbasetemp()/"fuzz"
+    if not home.exists(): picture(home/"a.jpg")
+    path = table(home/"t.csv", "\n".join(",".join(row) for row in [header, *rows, ["a.jpg"]]))
+    try: assert set(read_table(path).split) <= {"train", "query", "gallery"}
+    except DataError as e: assert "\x00" not in str(e)
+
+
+@settings(max_examples=400)
+@given(content=st.binary(max_size=200))
+def test_any_bytes_are_a_table_or_a_data_error(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp()/"bytes.csv"
+    path.write_bytes(content)
+    with pytest.raises(DataError): read_table(path)
+
+
+@settings(max_examples=300)
+@given(pattern=st.text(max_size=20))
+def test_any_pattern_is_one_or_a_data_error(tmp_path_factory, pattern):
+    home = tmp_path_factory.getbasetemp()/"patterns"
+    if not home.exists(): picture(home/"cam1/0001_c1.jpg")
+    with pytest.raises(DataError): read_folder(home, pattern)
+
+
+@given(st.lists(st.text(max_size=6), max_size=8))
+def test_natural_order_is_one(names):
+    assert sorted(names, key=natural) == sorted(reversed(names), key=natural) or len(set(names)) < len(names)
+
+
+# ---- splits of a table
+
+def test_domains_that_cannot_be(tmp_path):
+    for n in "abc": picture(tmp_path/f"{n}.jpg")
+    assert "training" in fault(load_folder, table(tmp_path/"t.csv", "path,pid,split\na.jpg,1,query\nb.jpg,1,gallery\n"))
+    assert "gallery of 0" in fault(load_folder, table(tmp_path/"t.csv", "path,pid,split\na.jpg,1,train\nb.jpg,1,query\n"))
+
+
+def test_images_csv_is_found_in_its_folder(tmp_path):
+    picture(tmp_path/"cam1/a.jpg")
+    table(tmp_path/"images.csv", "path,camid\ncam1/a.jpg,gate\n")
+    assert load_folder(tmp_path).cameras == ("gate",) and list_images(tmp_path, r"(?P<cam>cam\d)").camid.tolist() == ["cam1"]
+
+
+# ---- pictures
+
+def bomb(width, height):
+    "A PNG of a few bytes that announces a huge picture."
+    def chunk(kind, data): return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(b"\0"*1000)) + chunk(b"IEND", b"")
+
+
+def encoded(image, fmt, **options):
+    out = io.BytesIO()
+    image.save(out, fmt, **options)
+    return out.getvalue()
+
+
+whole = encoded(Image.new("RGB", (40, 80), (9, 200, 30)), "JPEG")
+BAD = {"truncated": whole[:len(whole)//2], "empty": b"", "huge": bomb(60_000, 60_000), "large": bomb(10_000, MAX_PIXELS//10_000 + 1), "no pixels": bomb(0, 10), "text": b"hello", "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nquit\n",
+       "svg": b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", "tiff": encoded(Image.new("RGB", (4, 4)), "TIFF"), "pickle": b"\x80\x04cos\nsystem\n"}
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("content", BAD.values(), ids=BAD)
+def test_pictures_that_are_refused(tmp_path, content):
+    path = tmp_path/"a.jpg"
+    path.write_bytes(content)
+    said = fault(read_image, path)
+    assert str(path) in said and "\n" not in said
+
+
+def turned(orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    return exif
+
+
+upright = np.zeros((80, 40, 3), np.uint8)
+upright[:20] = 255                                       # light on top
+GOOD = {"grey": (encoded(Image.fromarray(upright).convert("L"), "PNG"), 3), "16 bits": (encoded(Image.fromarray((upright[..., 0].astype(np.uint16) << 8)), "PNG"), 3), "cmyk": (encoded(Image.fromarray(upright).convert("CMYK"), "JPEG"), 40),
+        "palette": (encoded(Image.fromarray(upright).convert("P"), "PNG"), 3), "alpha": (encoded(Image.fromarray(upright).convert("RGBA"), "PNG"), 3), "1 bit": (encoded(Image.fromarray(upright).convert("1"), "PNG"), 6),
+        "animated webp": (encoded(Image.fromarray(upright), "WEBP", save_all=True, append_images=[Image.new("RGB", (40, 80))], lossless=True), 3), "animated png": (encoded(Image.fromarray(upright), "PNG", save_all=True, append_images=[Image.new("RGB", (40, 80))]), 3),
+        "sideways": (encoded(Image.fromarray(upright).transpose(Image.Transpose.ROTATE_90), "PNG", exif=turned(6)), 3), "upside down": (encoded(Image.fromarray(upright).transpose(Image.Transpose.ROTATE_180), "PNG", exif=turned(3)), 3), "bmp": (encoded(Image.fromarray(upright), "BMP"), 3)}
+
+
+@pytest.mark.parametrize("content, near", GOOD.values(), ids=GOOD)
+def test_pictures_that_look_the_same(tmp_path, content, near):
+    path = tmp_path/"a.png"
+    path.write_bytes(content)
+    image = read_image(path)
+    assert image.mode == "RGB" and image.size == (40, 80)
+    pixels = np.asarray(image).astype(int)
+    assert abs(pixels[:18] - 255).max() <= near and abs(pixels[24:]).max() <= near
+
+
+@settings(max_examples=300)
+@given(at=st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), max_size=12))
+def test_any_damage_is_a_picture_or_a_data_error(tmp_path_factory, at):
+    content, path = bytearray(whole), tmp_path_factory.getbasetemp()/"damaged.jpg"
+    for where, value in at: content[where] = value
+    path.write_bytes(content)
+    try: assert read_image(path).mode == "RGB"
+    except DataError as e: assert str(path) in str(e)
+
+
+# ---- the check
+
+def crops(home, count=120, cameras=2, size=(20, 40), copies=0):
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        path = home/f"cam{i % cameras}"/f"{i:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8) if i >= copies else np.zeros((size[1], size[0], 3), np.uint8)).save(path)
+    return home
+
+
+def test_check_of_good_crops(tmp_path):
+    report = check_images(list_images(crops(tmp_path)))
+    assert report["sufficient"] and not report["advice"] and report["cameras"] == {"cam0": 60, "cam1": 60}
+    assert report["width"] == [20, 20, 20] and report["height"] == [40, 40, 40] and report["copies"] == 0
+    assert report_in_words(report).endswith("enough to train on")
+
+
+@pytest.mark.parametrize("options, says", [(dict(count=30), "too few"), (dict(cameras=1, count=100), "no cameras"), (dict(copies=40), "copies"), (dict(size=(8, 16)), "pixels high"), (dict(size=(40, 40)), "as wide as high"), (dict(cameras=10), "12 pictures only")])
+def test_check_says_what_is_missing(tmp_path, options, says):
+    report = check_images(list_images(crops(tmp_path, **options)))
+    assert any(says in a for a in report["advice"]) and says in report_in_words(report)
+
+
+def test_check_names_unreadable_files(tmp_path):
+    crops(tmp_path)
+    (tmp_path/"cam0/bad\nname.jpg").write_bytes(whole[:100])
+    report = check_images(list_images(tmp_path))
+    assert not report["sufficient"] and len(report["unreadable"]) == 1 and "bad\\nname.jpg" in report["unreadable"][0]["path"]
+    assert (report["images"], report["readable"]) == (121, 120)
