@@ -76,16 +76,18 @@ def write_atomic(
     path: str | Path, # final name
     content: bytes | str | Callable[[Path], None], # what to write, or a function that writes to the path it is given
 ) -> Path: # `path`
-    "Write a file so that it is complete under its final name or not there at all."
+    "Write a file so that it is complete under its final name or not there at all. Raises `RunError` if it cannot be written; what was there before stays."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        if callable(content): content(part)
-        else: part.write_bytes(content.encode() if isinstance(content, str) else content)
-        with open(part, "rb") as f: os.fsync(f.fileno())
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if callable(content): content(part)
+            else: part.write_bytes(content.encode() if isinstance(content, str) else content)
+            with open(part, "rb") as f: os.fsync(f.fileno())
+            os.replace(part, path)
+        finally: part.unlink(missing_ok=True)
+    except OSError as e: raise RunError(f"cannot write {path} ({e.strerror or e}); free some space, or choose a folder that can be written to") from e
     return path
 
 # %% ../nbs/00_core.ipynb #68850a93

@@ -15,15 +15,14 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 from tqdm.auto import tqdm
 
 from .backbone import build_encoder
-from .core import ConfigError, DataError, RunError, pick_device, seed_for, to_numpy, write_atomic
+from .core import ConfigError, DataError, pick_device, seed_for, to_numpy
 from .images import prepare
-from .runs import METHODS, PRESETS, Run, RunConfig, load_methods
+from .runs import METHODS, PRESETS, Run, RunConfig, load_methods, write_tensors
 from .split import read_image
 
 # %% ../nbs/110_embedder.ipynb #c4830d2c
@@ -165,8 +164,7 @@ class Embedder:
         path: str | Path, # .safetensors
     ) -> Path:
         "Write the model as one file, complete or not at all."
-        host = {k: v.detach().cpu().contiguous().clone() for k, v in self.model.state_dict().items()}
-        return write_atomic(path, lambda part: save_file(host, part, metadata=dict(upl_reid=json.dumps(self.facts))))
+        return write_tensors(Path(path), self.model.state_dict(), upl_reid=json.dumps(self.facts))
 
     def calibrated(self,
         calibration: Calibration, # of `calibrate`

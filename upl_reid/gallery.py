@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from .core import ConfigError, DataError, seed_for, write_atomic
+from .core import ConfigError, DataError, seed_for
 from .embedder import Calibration
 from .folder import readable
+from .runs import write_tensors
 from .split import read_image
 
 # %% ../nbs/120_gallery.ipynb #fa9aa2a3
@@ -152,8 +152,7 @@ class Gallery:
             tensors = dict(centres=self.index.quantizer.reconstruct_n(0, self.index.nlist), cells=_cells(self.index, len(x)))
         for name in KNOWN: tensors[name] = np.frombuffer("\0".join(v.replace("\0", "") for v in self.rows[name]).encode("utf-8", "surrogateescape"), np.uint8)
         facts = dict(format=1, count=len(x), dim=self.dim, probe=int(self.probe), recall=self.recall, calibration=None if self.calibration is None else vars(self.calibration))
-        content = {"vectors": x, **tensors}
-        return write_atomic(path, lambda part: save_file({k: torch.from_numpy(np.array(v)) for k, v in content.items()}, part, metadata=dict(upl_reid_gallery=json.dumps(facts))))
+        return write_tensors(Path(path), {k: torch.from_numpy(np.array(v)) for k, v in {"vectors": x, **tensors}.items()}, upl_reid_gallery=json.dumps(facts))
 
     @classmethod
     def load(cls,

@@ -256,10 +256,13 @@ def write_tensors(
     path: Path, # .safetensors
     tensors: dict, # name -> tensor
     **metadata, # strings
-):
-    "Write tensors and metadata in one atomic step."
+) -> Path: # `path`
+    "Write tensors and metadata in one atomic step. Raises `RunError` if they cannot be written."
     host = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    write_atomic(path, lambda part: save_file(host, part, metadata={k: str(v) for k, v in metadata.items()}))
+    def save(part):
+        try: save_file(host, part, metadata={k: str(v) for k, v in metadata.items()})
+        except SafetensorError as e: raise OSError(str(e)) from None
+    return write_atomic(path, save)
 
 # %% ../nbs/91_runs.ipynb #1983a830
 def saver(
@@ -269,8 +272,10 @@ def saver(
     if rank() > 0: return lambda tensors, row, round: None
     def save(tensors, row, round):
         if round is not None: write_tensors(path/"rounds"/f"{row['epoch']:03d}.safetensors", round, epoch=row["epoch"])
-        with open(path/"history.jsonl", "a") as f:
-            f.write(json.dumps(row) + "\n"); f.flush(); os.fsync(f.fileno())
+        try:
+            with open(path/"history.jsonl", "a") as f:
+                f.write(json.dumps(row) + "\n"); f.flush(); os.fsync(f.fileno())
+        except OSError as e: raise RunError(f"cannot write {path/'history.jsonl'} ({e.strerror}); free some space, then start again: the run goes on") from e
         write_tensors(path/"checkpoint.safetensors", tensors, epoch=row["epoch"])
     return save
 
@@ -445,6 +450,7 @@ def waiting_lock(
     "Hold a file lock; if another process has it, say so once and wait."
     lock = FileLock(path)
     try: lock.acquire(timeout=2)
+    except OSError as e: raise RunError(f"cannot lock {path} ({e.strerror or e}); point UPL_REID_RUNS at a folder that can be written to") from e
     except Timeout:
         print(f"another process is working on {what}; waiting for it", file=sys.stderr, flush=True)
         lock.acquire()
@@ -476,11 +482,13 @@ def get_run(
     path = run_path(config, roots, store)
     done = lambda: agreed((path/"metrics.json").exists())
     if done(): return Run(config, path)
-    path.mkdir(parents=True, exist_ok=True)
+    try: path.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise RunError(f"cannot make {path} ({e.strerror}); point UPL_REID_RUNS at a folder that can be written to") from e
     device = pick_device(str(device))
     with waiting_lock(path/"lock", str(config)) if rank() == 0 else contextlib.nullcontext():
         if done(): return Run(config, path)
         if rank() == 0:
+            for left in path.rglob(".*.part"): left.unlink(missing_ok=True)         # of a process that was killed while it wrote
             write_atomic(path/"config.json", json.dumps(asdict(config), indent=1))
             sessions = json.loads((path/"environment.json").read_text()) if (path/"environment.json").exists() else []
             write_atomic(path/"environment.json", json.dumps([*sessions, environment(device)], indent=1))
