@@ -1,0 +1,153 @@
+"""The command line: every command by its JSON and its words, exit codes, and what goes wrong in one sentence."""
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from upl_reid.cli import main, make_parser
+from upl_reid.embedder import Embedder
+from upl_reid.folder import list_images
+from upl_reid.gallery import Gallery
+from upl_reid.metrics import evaluate_retrieval
+from upl_reid.runs import METHODS, load_methods
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    "Crops and an adapted model, by the commands themselves."
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("UPL_REID_RUNS", str(folder/"runs"))
+        assert main(["synth", str(folder/"mine"), "--preset", "tiny"]) == 0
+        assert main(["adapt", str(folder/"mine/crops"), str(folder/"model.safetensors"), "--preset", "tiny", "--device", "cpu", "--json"]) in (0, 3)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def store(monkeypatch, tmp_path): monkeypatch.setenv("UPL_REID_RUNS", str(tmp_path/"runs"))
+
+
+def said(capsys, *arguments):
+    "Exit code, what went to standard output, and the last line of standard error."
+    code = main([str(a) for a in arguments])
+    out = capsys.readouterr()
+    assert "Traceback" not in out.err
+    return code, out.out, (out.err.strip().splitlines() or [""])[-1]
+
+
+def test_synth_hides_who_is_who(home):
+    names = [p.name for p in (home/"mine/crops").rglob("*.jpg")]
+    truth = pd.read_csv(home/"mine/truth.csv")
+    assert len(names) == (truth.split == "train").sum() and len(truth) == len(list((home/"mine").rglob("*.jpg"))) and set(truth.split) == {"train", "query", "gallery"}
+    assert (list_images(home/"mine/crops").pid == -1).all() and not (home/"mine/crops/images.csv").exists() and all(n[0] == "t" for n in names)
+
+
+def test_check_by_words_and_json(home, capsys, tmp_path):
+    code, out, _ = said(capsys, "check", home/"mine/crops", "--json")
+    report = json.loads(out)
+    assert code in (0, 3) and report["images"] == report["readable"] == len(list_images(home/"mine/crops")) and set(report["cameras"]) == {f"cam{i}" for i in (1, 2, 3, 4)}
+    assert said(capsys, "check", home/"mine/crops", "--pattern", r"cam(?P<cam>\d)", "--table", tmp_path/"t.csv")[0] == code
+    assert sorted(list_images(tmp_path/"t.csv").camid.unique()) == ["1", "2", "3", "4"]
+
+
+def test_a_folder_that_does_not_suffice_is_code_3(tmp_path, capsys):
+    for i in range(4):
+        (tmp_path/"a").mkdir(exist_ok=True)
+        Image.new("RGB", (20, 40), (i, 0, 0)).save(tmp_path/f"a/{i}.png")
+    code, out, _ = said(capsys, "check", tmp_path)
+    assert code == 3 and "NOT enough" in out
+
+
+def test_evaluate_is_the_evaluation(home, capsys):
+    code, out, _ = said(capsys, "evaluate", home/"model.safetensors", home/"mine/truth.csv", "--json", "--device", "cpu")
+    got, images, embedder = json.loads(out), list_images(home/"mine/truth.csv"), Embedder.load(home/"model.safetensors", "cpu")
+    q, g = (images[images.split == s] for s in ("query", "gallery"))
+    cam = {c: i for i, c in enumerate(sorted(set(images.camid)))}
+    x, y = embedder.embed(list(q.path)), embedder.embed(list(g.path))
+    wanted = evaluate_retrieval(x, q.pid.to_numpy(), q.camid.map(cam).to_numpy(), y, g.pid.to_numpy(), g.camid.map(cam).to_numpy())
+    assert code == 0 and got["mAP"] == pytest.approx(wanted.mAP, abs=1e-9) and got["queries"] == len(wanted.ap)
+    pairs = [(float(a @ b) >= embedder.calibration.threshold(1e-2), p == r) for a, p, c in zip(x, q.pid, q.camid) for b, r, d in zip(y, g.pid, g.camid) if c != d and (p != r) * (r >= 0) + (p == r)]
+    for name, same in (("false matches at 0.01", False), ("true matches at 0.01", True)): assert got[name] == pytest.approx(np.mean([hit for hit, s in pairs if s == same]), abs=1e-6)
+    assert "mAP" in said(capsys, "evaluate", home/"model.safetensors", home/"mine/truth.csv", "--rerank", "--device", "cpu")[1]
+
+
+def test_index_appends_and_search_finds(home, capsys, tmp_path):
+    cams = sorted((home/"mine/search").iterdir())
+    assert json.loads(said(capsys, "index", home/"model.safetensors", cams[0], tmp_path/"g.safetensors", "--json", "--device", "cpu")[1])["added"] == len(list(cams[0].iterdir()))
+    total = json.loads(said(capsys, "index", home/"model.safetensors", home/"mine/search", tmp_path/"g.safetensors", "--json", "--device", "cpu")[1])
+    assert total["images"] == len(list((home/"mine/search").rglob("*.jpg"))) and total["added"] < total["images"]
+    assert json.loads(said(capsys, "index", home/"model.safetensors", home/"mine/search", tmp_path/"g.safetensors", "--json", "--device", "cpu")[1])["added"] == 0
+    query = sorted(cams[1].glob("*.jpg"))[0]
+    code, out, _ = said(capsys, "search", home/"model.safetensors", home/"mine/search", query, "-k", 5, "--json", "--device", "cpu", "--picture", tmp_path/"hits.png")
+    hits = json.loads(out)["hits"]
+    assert code == 0 and [h["rank"] for h in hits] == [1, 2, 3, 4, 5] and all(h["camera"] != cams[1].name for h in hits) and (tmp_path/"hits.png").read_bytes()[:4] == b"\x89PNG"
+    own = json.loads(said(capsys, "search", home/"model.safetensors", home/"mine/search", query, "-k", 1, "--same-camera", "--json", "--device", "cpu")[1])["hits"][0]
+    assert own["path"] == str(query.resolve()) and own["cosine"] == pytest.approx(1, abs=1e-5)
+    few = json.loads(said(capsys, "search", home/"model.safetensors", home/"mine/search", query, "-k", 50, "--false-match-rate", .001, "--json", "--device", "cpu")[1])["hits"]
+    assert len(few) < 50 and all(h["cosine"] >= Embedder.load(home/"model.safetensors", "cpu").calibration.threshold(.001) for h in few)
+    assert str(query) in said(capsys, "search", home/"model.safetensors", tmp_path/"g.safetensors", query, "--device", "cpu")[1]
+
+
+def test_export_and_pretrain(home, capsys, tmp_path):
+    code, out, _ = said(capsys, "export", home/"model.safetensors", tmp_path/"m.onnx", "--json")
+    assert code == 0 and json.loads(out)["difference"] <= 1e-4 and (tmp_path/"m.onnx").stat().st_size > 1000
+    code, out, _ = said(capsys, "pretrain", tmp_path/"p.safetensors", "--preset", "tiny", "--device", "cpu", "--json")
+    assert code == 0 and 0 < json.loads(out)["mAP"] <= 1 and Embedder.load(tmp_path/"p.safetensors", "cpu").facts["method"] == "pretrain"
+
+
+def test_a_source_of_ones_own(home, capsys, tmp_path):
+    "A labelled table to pretrain on; without identities it is refused."
+    code, out, _ = said(capsys, "pretrain", tmp_path/"p.safetensors", "--preset", "tiny", "--device", "cpu", "--json", "--source", "folder", "--source-root", home/"mine/truth.csv")
+    assert code == 0 and json.loads(out)["mAP"] > .05
+    code, _, error = said(capsys, "pretrain", tmp_path/"q.safetensors", "--preset", "tiny", "--source", "folder", "--source-root", home/"mine/crops")
+    assert code == 1 and "pid" in error and not (tmp_path/"q.safetensors").exists()
+
+
+WRONG = [("check", "{tmp}/absent"), ("synth", "{home}/mine"), ("synth", "{tmp}/x", "--preset", "paper"), ("synth", "{tmp}/x", "--network", "moon"), ("adapt", "{tmp}/absent", "{tmp}/m"), ("adapt", "{home}/mine/crops", "{tmp}/m", "--preset", "huge"), ("adapt", "{home}/mine/crops", "{tmp}/m", "--method", "nonsense"),
+         ("adapt", "{home}/mine/crops", "{tmp}/m", "--source", "folder"), ("adapt", "{home}/mine/crops", "{tmp}/m", "--source", "market1501", "--source-root", "{tmp}"), ("adapt", "{home}/mine/crops", "{tmp}/m", "--device", "cuda:77"), ("adapt", "{home}/mine/crops", "{tmp}/m", "--method", "oracle", "--preset", "tiny"),
+         ("evaluate", "{home}/model.safetensors", "{home}/mine/crops"), ("evaluate", "{home}/mine/truth.csv", "{home}/mine/truth.csv"), ("index", "{home}/model.safetensors", "{home}/mine/search", "{home}/model.safetensors"), ("search", "{home}/model.safetensors", "{home}/model.safetensors"),
+         ("search", "{home}/model.safetensors", "{home}/mine/search", "{tmp}/absent.jpg"), ("search", "{home}/model.safetensors", "{home}/mine/search", "-k", "0"), ("search", "{home}/model.safetensors", "{home}/mine/search", "--false-match-rate", "0.9"), ("search", "{home}/model.safetensors", "{home}/mine/search", "--picture", "{tmp}/hits.xyz"),
+         ("export", "{tmp}/absent", "{tmp}/m.onnx"), ("adapt", "{home}/mine/crops", "{tmp}/m", "--preset", "tiny", "--weights", "{home}/mine/truth.csv")]
+
+
+@pytest.mark.parametrize("arguments", WRONG, ids=lambda a: " ".join(a)[:60])
+def test_what_is_wrong_is_one_sentence_and_leaves_nothing(home, capsys, tmp_path, arguments):
+    before = (home/"model.safetensors").read_bytes()
+    code, out, error = said(capsys, *(a.format(home=home, tmp=tmp_path) for a in arguments))
+    assert code == 1 and error.startswith(f"upl-reid {arguments[0]}: ") and len(error) < 700 and out == ""
+    assert not [p for p in tmp_path.iterdir() if p.name not in ("runs",)] and (home/"model.safetensors").read_bytes() == before
+
+
+def test_unreadable_crops_stop_before_training(home, capsys, tmp_path):
+    import shutil
+    shutil.copytree(home/"mine/crops", tmp_path/"crops")
+    (tmp_path/"crops/cam1/bad.jpg").write_bytes(b"")
+    code, _, error = said(capsys, "adapt", tmp_path/"crops", tmp_path/"m.safetensors", "--preset", "tiny")
+    assert code == 1 and "bad.jpg" in error and not (tmp_path/"runs").exists()
+
+
+def test_a_broken_command_line_is_code_2(capsys):
+    for arguments in ([], ["nonsense"], ["check"], ["adapt", "x"], ["search", "m", "g", "-k", "many"]):
+        with pytest.raises(SystemExit) as e: main(arguments)
+        assert e.value.code == 2
+    capsys.readouterr()
+
+
+def test_help_has_examples_that_parse(capsys):
+    import shlex
+    from upl_reid.cli import EXAMPLES
+    for command in ([], ["check"], ["synth"], ["pretrain"], ["adapt"], ["evaluate"], ["index"], ["search"], ["export"]):
+        with pytest.raises(SystemExit) as e: main([*command, "--help"])
+        assert e.value.code == 0 and "upl-reid adapt mine/crops model.safetensors" in capsys.readouterr().out
+    lines = [line.strip() for line in EXAMPLES.splitlines() if line.strip().startswith("upl-reid")]
+    for line in lines: make_parser().parse_args(shlex.split(line.split("   ")[0])[1:])
+    assert len(lines) >= 7
+
+
+def test_the_module_is_the_command():
+    out = subprocess.run([sys.executable, "-m", "upl_reid.cli", "check", "nowhere at all"], capture_output=True, text=True)
+    assert out.returncode == 1 and out.stderr.startswith("upl-reid check: nowhere at all") and "Traceback" not in out.stderr
