@@ -1,10 +1,17 @@
 """Features that a round of pseudo-labels may meet on somebody's cameras: every method makes labels of them or says in one sentence why not."""
+import json
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings, strategies as st
 
+from upl_reid.core import DataError, RunError
 from upl_reid.cost import benches
-from upl_reid.runs import METHODS, load_methods
+from upl_reid.data import LAYOUTS, _parse
+from upl_reid.embedder import Embedder
+from upl_reid.runs import load_methods, read_tensors, write_tensors
 from upl_reid.train import PseudoLabels
 
 CPU = torch.device("cpu")
@@ -58,3 +65,50 @@ def test_features_that_are_no_numbers(methods, name, value):
     x[3, 0] = value
     with pytest.raises(ValueError) as e: method.relabel(x, camids, 0)
     assert "\n" not in str(e.value)
+
+
+# ---- names, configurations, checkpoints: fuzzed
+
+names = st.one_of(st.text(max_size=30), st.from_regex(r"-?[0-9]{0,12}_c[0-9]{0,8}(s[0-9]+_|_f[0-9]+)?.{0,4}\.jpg", fullmatch=True), st.from_regex(r"[0-9]{4}_[0-9]{3}_[0-9]{0,8}_.{0,6}", fullmatch=True))
+
+
+@settings(max_examples=600)
+@given(name=names, domain=st.sampled_from(sorted(LAYOUTS)))
+def test_any_name_is_parsed_or_refused(name, domain):
+    "600 cases: camera from 1 and at most nine digits of identity, or a `DataError`."
+    layout = LAYOUTS[domain][0]
+    try: m = _parse(Path("folder")/name.replace("/", "-").replace("\0", "-"), layout)
+    except DataError as e: assert layout.example in str(e)
+    else: assert 1 <= int(m["cam"]) < 10**6 and ("pid" not in m.groupdict() or -1 <= int(m["pid"]) < 10**9)
+
+
+values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5), lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=5), v, max_size=3), max_leaves=5)
+fields = {"preset": st.sampled_from(["tiny", "x"]) | values, "source": st.just("plaza") | values, "target": st.just("campus") | values, "method": st.sampled_from(["upl", "dbscan"]) | values, "method_args": st.dictionaries(st.sampled_from(["labels", "tau", "eps", "x"]), values, max_size=2) | values, "seed": st.integers() | values}
+
+
+@settings(max_examples=400)
+@given(config=st.one_of(values, st.fixed_dictionaries({}, optional=fields), st.fixed_dictionaries(fields)))
+def test_any_configuration_is_one_or_refused(tmp_path_factory, config):
+    "400 cases, as the config.json of a run's folder."
+    folder = tmp_path_factory.getbasetemp()/"configuration"
+    folder.mkdir(exist_ok=True)
+    (folder/"metrics.json").write_text("{}")
+    (folder/"config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError) as e: Embedder.load(folder, "cpu")        # even a right one has no model beside it
+    assert str(folder) in str(e.value)
+
+
+@settings(max_examples=400)
+@given(start=st.integers(0, 400), junk=st.binary(max_size=40), cut=st.integers(0, 3000))
+def test_any_checkpoint_is_one_or_refused(tmp_path_factory, start, junk, cut):
+    "400 cases of a checkpoint with changed and missing bytes."
+    folder = tmp_path_factory.getbasetemp()/"checkpoint"
+    folder.mkdir(exist_ok=True)
+    good = write_tensors(folder/"good.safetensors", {"a.weight": torch.ones(20, 20), "b": torch.arange(9)}, epoch=3).read_bytes()
+    content = bytearray(good)
+    content[start:start + len(junk)] = junk
+    path = folder/"checkpoint.safetensors"
+    path.write_bytes(content[:max(0, len(content) - cut)] if cut % 3 else content)
+    try: tensors, meta = read_tensors(path)
+    except RunError as e: assert str(path) in str(e)
+    else: assert all(isinstance(t, torch.Tensor) for t in tensors.values())

@@ -82,6 +82,8 @@ class RunConfig:
     seed: int = 0
 
     def __post_init__(self):
+        wrong = [k for k in ("preset", "source", "target", "method") if not isinstance(getattr(self, k), str)]
+        if wrong or not isinstance(self.method_args, dict): raise ConfigError(f"{wrong[0]}={getattr(self, wrong[0])!r} must be text" if wrong else f"method_args={self.method_args!r} must be a dict")
         if self.preset not in PRESETS: raise ConfigError(f"no preset {self.preset!r}; there are {', '.join(PRESETS)}")
         if self.method != "pretrain" and self.method not in load_methods(): raise ConfigError(f"no method {self.method!r}; there are {', '.join(sorted(METHODS))}")
         if (self.method == "pretrain") == bool(self.target): raise ConfigError(f"method {self.method!r} with target {self.target!r}: every method but 'pretrain' needs a target, and 'pretrain' has none")
@@ -450,10 +452,10 @@ def waiting_lock(
     "Hold a file lock; if another process has it, say so once and wait."
     lock = FileLock(path)
     try: lock.acquire(timeout=2)
-    except OSError as e: raise RunError(f"cannot lock {path} ({e.strerror or e}); point UPL_REID_RUNS at a folder that can be written to") from e
-    except Timeout:
+    except Timeout:                                          # before OSError, of which it is a kind
         print(f"another process is working on {what}; waiting for it", file=sys.stderr, flush=True)
         lock.acquire()
+    except OSError as e: raise RunError(f"cannot lock {path} ({e.strerror or e}); point UPL_REID_RUNS at a folder that can be written to") from e
     try: yield
     finally: lock.release()
 

@@ -204,7 +204,9 @@ def unknown(
     "Raises `ConfigError` for an argument that a method does not have."
     for name, value in given.items():
         if name not in known: raise ConfigError(f"method {method!r} has no argument {name!r}; it has {', '.join(known)}")
-        if isinstance(known[name], dict) and known[name]: unknown(f"{method}: {name}", value, known[name])
+        if isinstance(known[name], dict) and known[name]:
+            if not isinstance(value, dict): raise ConfigError(f"argument {name!r} of method {method!r} takes a dict out of {', '.join(known[name])}, not {value!r}")
+            unknown(f"{method}: {name}", value, known[name])
 
 # %% ../nbs/90_train.ipynb #ea7c97c0
 class Supervised(Method):
