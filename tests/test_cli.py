@@ -101,9 +101,11 @@ def test_export_and_pretrain(home, capsys, tmp_path):
 
 def test_a_source_of_ones_own(home, capsys, tmp_path):
     "A labelled table to pretrain on; without identities it is refused."
-    code, out, _ = said(capsys, "pretrain", tmp_path/"p.safetensors", "--preset", "tiny", "--device", "cpu", "--json", "--source", "folder", "--source-root", home/"mine/truth.csv")
+    code, out, _ = said(capsys, "pretrain", tmp_path/"p.safetensors", "--preset", "tiny", "--device", "cpu", "--json", "--source", "labelled", "--source-root", home/"mine/truth.csv")
     assert code == 0 and json.loads(out)["mAP"] > .05
-    code, _, error = said(capsys, "pretrain", tmp_path/"q.safetensors", "--preset", "tiny", "--source", "folder", "--source-root", home/"mine/crops")
+    code, out, _ = said(capsys, "adapt", home/"mine/crops", tmp_path/"a.safetensors", "--preset", "tiny", "--device", "cpu", "--json", "--source", "labelled", "--source-root", home/"mine/truth.csv", "--method", "dbscan")
+    assert code in (0, 3) and Embedder.load(tmp_path/"a.safetensors", "cpu").facts["origin"]["source"] == "labelled"
+    code, _, error = said(capsys, "pretrain", tmp_path/"q.safetensors", "--preset", "tiny", "--source", "labelled", "--source-root", home/"mine/crops")
     assert code == 1 and "pid" in error and not (tmp_path/"q.safetensors").exists()
 
 

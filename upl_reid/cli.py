@@ -66,7 +66,7 @@ def pretrain(a) -> tuple:
 
 def adapt(a) -> tuple:
     "Adapt to crops without names."
-    if a.source == "folder": raise ConfigError("the source is an embedded network or a benchmark with identities; the folder is what is adapted to")
+    if a.source == "folder": raise ConfigError("the source needs identities: an embedded network, a benchmark, or 'labelled' with --source-root for a table of your own; 'folder' is what is adapted to")
     images = list_images(a.root)
     domain, report = as_domain(images), check_images(images)
     print(report_in_words(report), file=sys.stderr, flush=True)
@@ -165,7 +165,7 @@ def make_parser() -> argparse.ArgumentParser:
         p.add_argument("--json", action="store_true", help="one JSON object on standard output instead of words")
         return p
     def training(p):
-        for name, default, what in (("source", "plaza", "domain with identities: plaza, campus, market1501, dukemtmc, msmt17"), ("source-root", "", "folder of a source that is not embedded"),
+        for name, default, what in (("source", "plaza", "domain with identities: plaza, campus, market1501, dukemtmc, msmt17, or labelled: a table of your own with pids"), ("source-root", "", "folder of a source that is not embedded"),
                                     ("preset", "demo", f"network, sizes and length of training: {', '.join(PRESETS)}"), ("weights", "", "file of initial weights"), ("device", "auto", "auto, cpu or cuda")):
             p.add_argument(f"--{name}", default=default, help=f"{what} (default: {default or 'none'})")
         p.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")

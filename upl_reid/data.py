@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from .core import ConfigError, DataError, seed_for
-from .folder import load_folder
+from .folder import OWN, load_folder
 from .split import Domain, Split, Unlabelled, read_image
 
 _all_ = ["Domain", "Split", "Unlabelled", "read_image"] # the types are among this module's names too
@@ -140,13 +140,13 @@ def _rows_of_lists(
 
 # %% ../nbs/10_data.ipynb #8c73e3d9
 def load_domain(
-    name: str, # "market1501", "dukemtmc", "msmt17", "plaza" or "campus"; "folder": one's own crops
-    root: str | Path, # the unpacked archive's folder or the one around it; for "folder", the crops or a table of them
+    name: str, # "market1501", "dukemtmc", "msmt17", "plaza" or "campus"; "folder" or "labelled": one's own crops
+    root: str | Path, # the unpacked archive's folder or the one around it; for one's own, the crops or a table of them
 ) -> Domain: # splits sorted by path, original identities, cameras from 0
     """Read a benchmark's file names into a domain (section 3.2); no image is opened.
 
     Raises `DataError` for an unknown name, a missing folder, list or listed file, a name or line that does not parse, a split without images."""
-    if name == "folder": return load_folder(root)
+    if name in OWN: return load_folder(root, name)
     home, layout = find_layout(name, root)
     splits = []
     for part in layout.parts:

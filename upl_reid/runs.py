@@ -31,6 +31,7 @@ from .backbone import build_encoder
 from .cluster import camera_center
 from .core import ConfigError, DataError, RunError, pick_device, project_root, write_atomic
 from .data import Domain, Split, load_domain, split_identities
+from .folder import OWN
 from .images import ImageBank
 from .memory import cross_camera_info_nce, cross_camera_masks
 from .metrics import RetrievalScores, cluster_quality, evaluate_distances, evaluate_retrieval, pseudo_label_ece, rerank
@@ -146,7 +147,7 @@ def fingerprint(
     domain: Domain, # as loaded
 ) -> str: # eight hexadecimal digits
     "Names, identities and cameras of a domain's images, hashed; where the folder lies does not matter. One's own crops count with their sizes in bytes, since names like 0001.jpg are everywhere."
-    h, own = hashlib.sha256(), domain.name == "folder"
+    h, own = hashlib.sha256(), domain.name in OWN
     for split in (domain.train, domain.query, domain.gallery):
         h.update("\n".join(f"{p.name} {p.stat().st_size}" if own else p.name for p in split.paths).encode(errors="surrogateescape")); h.update(split.pids.tobytes()); h.update(split.camids.tobytes())
     return h.hexdigest()[:8]
