@@ -24,14 +24,18 @@ from .quality import quality_in_words, run_quality
 from .runs import PRESETS, RunConfig, get_run, open_domain, store_root
 
 # %% ../nbs/140_cli.ipynb #940ac482
-def check(a) -> tuple: # dict, text, exit code
+def check(
+    a: argparse.Namespace, # parsed arguments
+) -> tuple: # dict for JSON, text for people, exit code
     "Look at crops before training."
     images = list_images(a.root, a.pattern)
     report = check_images(images)
     if a.table: write_table(images, a.table)
     return report, report_in_words(report) + (f"\nwritten: {a.table}" if a.table else ""), 0 if report["sufficient"] else 3
 
-def synth(a) -> tuple:
+def synth(
+    a: argparse.Namespace, # parsed arguments
+) -> tuple: # dict for JSON, text for people, exit code
     "Draw crops of people who do not exist: some to adapt to, without names, and some to search, whose identities lie apart."
     out, preset = Path(a.out), PRESETS[a.preset]
     if out.exists(): raise DataError(f"{out} is there already; choose another folder, or remove it")
@@ -57,14 +61,18 @@ def _roots(a):
     "Folders of real domains, for `get_run`."
     return {k: v for k, v in (("folder", getattr(a, "root", "")), (a.source, a.source_root), ("weights", a.weights)) if v}
 
-def pretrain(a) -> tuple:
+def pretrain(
+    a: argparse.Namespace, # parsed arguments
+) -> tuple: # dict for JSON, text for people, exit code
     "Train on a source with identities."
     run = get_run(RunConfig(a.preset, a.source, seed=a.seed), device=a.device, roots=_roots(a), progress=not a.json)
     Embedder.load(run).save(a.out)
     facts = dict(out=a.out, run=run.id, seconds=run.metrics["seconds"], **{k: run.metrics[k] for k in ("mAP",) if k in run.metrics})
     return facts, f"trained for {facts['seconds']:.0f} s, run {run.id}" + (f", mAP on its own test images {100*facts['mAP']:.1f} %" if "mAP" in facts else "") + f"; model: {a.out}", 0
 
-def adapt(a) -> tuple:
+def adapt(
+    a: argparse.Namespace, # parsed arguments
+) -> tuple: # dict for JSON, text for people, exit code
     "Adapt to crops without names."
     if a.source == "folder": raise ConfigError("the source needs identities: an embedded network, a benchmark, or 'labelled' with --source-root for a table of your own; 'folder' is what is adapted to")
     images = list_images(a.root)
@@ -81,7 +89,9 @@ def adapt(a) -> tuple:
     return dict(out=a.out, run=run.id, seconds=run.metrics["seconds"], check=report, quality=quality), f"{words}\nmodel: {a.out}, its card: {Path(a.out).with_suffix('.md')}", 3 if quality["warnings"] else 0
 
 # %% ../nbs/140_cli.ipynb #57cb89d0
-def evaluate(a) -> tuple:
+def evaluate(
+    a: argparse.Namespace, # parsed arguments
+) -> tuple: # dict for JSON, text for people, exit code
     "Measure retrieval on crops with identities."
     images = list_images(a.root)
     if not (images.split == "query").any() or not (images.split == "gallery").any(): raise DataError(f"{a.root} names no queries or no gallery; give a table with the columns path,camid,pid,split")
@@ -114,14 +124,18 @@ def build_gallery(
     if len(new): gallery.add(embedder.embed(list(new.path), progress=progress), list(new.path), list(new.camid), list(new.time))
     return gallery, len(new)
 
-def index(a) -> tuple:
+def index(
+    a: argparse.Namespace, # parsed arguments
+) -> tuple: # dict for JSON, text for people, exit code
     "Make a gallery, or append to one."
     embedder, old = Embedder.load(a.model, a.device), Path(a.out).exists()
     gallery, added = build_gallery(embedder, list_images(a.root), Gallery.load(a.out) if old else None, not a.json)
     gallery.save(a.out)
     return dict(out=a.out, added=added, images=len(gallery)), f"{added:,} images {'added to' if old else 'in'} {a.out}: {gallery}", 0
 
-def search(a) -> tuple:
+def search(
+    a: argparse.Namespace, # parsed arguments
+) -> tuple: # dict for JSON, text for people, exit code
     "Find pictures again."
     embedder, source = Embedder.load(a.model, a.device), Path(a.gallery)
     gallery = Gallery.load(source) if source.suffix == ".safetensors" else build_gallery(embedder, list_images(source), progress=not a.json)[0]
@@ -138,7 +152,9 @@ def search(a) -> tuple:
         text += ["  " + "  ".join(readable(f"{v:.3f}" if isinstance(v, float) else v) for v in line) for line in found[shown].itertuples(index=False)]
     return dict(queries=[str(q) for q in queries], hits=json.loads(hits.to_json(orient="records"))), "\n".join(text + ([f"picture: {a.picture}"] if a.picture else [])), 0
 
-def export(a) -> tuple:
+def export(
+    a: argparse.Namespace, # parsed arguments
+) -> tuple: # dict for JSON, text for people, exit code
     "Write a model as ONNX."
     worst = export_onnx(Embedder.load(a.model, "cpu"), a.out)
     return dict(out=a.out, difference=worst), f"{a.out}: onnxruntime and torch differ by at most {worst:.0e}", 0
