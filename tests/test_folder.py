@@ -112,9 +112,9 @@ def test_pipes_and_devices_are_no_images(tmp_path):
 
 def test_table_with_everything(tmp_path):
     for n in "abcd": picture(tmp_path/f"{n}.jpg")
-    text = 'path,split,pid,camid,time\r\na.jpg,train,,"yard, left",9:00\r\nb.jpg,,3,door,\r\n\r\n"c.jpg",query,7,door,\r\nd.jpg,gallery,-1,"yard, left",x\r\n'
+    text = 'path,split,pid,camid,time\r\na.jpg,train,,"yard, left",9:00\r\nb.jpg,,3,door,\r\n\r\n"c.jpg",query,7,door,\r\nd.jpg,gallery,7,"yard, left",x\r\n'
     frame = read_table(table(tmp_path/"t.csv", "\ufeff" + text))
-    assert frame.split.tolist() == ["train", "train", "query", "gallery"] and frame.pid.tolist() == [-1, 3, 7, -1] and frame.time.tolist() == ["9:00", "", "", "x"]
+    assert frame.split.tolist() == ["train", "train", "query", "gallery"] and frame.pid.tolist() == [-1, 3, 7, 7] and frame.time.tolist() == ["9:00", "", "", "x"]
     domain = as_domain(frame)
     assert domain.cameras == ("door", "yard, left") and domain.query.pids.tolist() == [7] and domain.gallery.camids.tolist() == [1]
 
@@ -125,7 +125,7 @@ def test_columns_may_be_missing_but_not_misspelt(tmp_path):
     for header in ("", "camid,pid", "path,camera", "path,path", "path;camid"): assert "columns" in fault(read_table, table(tmp_path/"t.csv", f"{header}\na.jpg,1\n"))
 
 
-FAULTS = {"pid": ("a.jpg,1,seven,", "pid"), "large pid": ("a.jpg,1,99999999999,", "pid"), "other digits": ("a.jpg,1,٣,", "pid"), "split": ("a.jpg,1,1,test", "split"), "query": ("a.jpg,1,,query", "query without"),
+FAULTS = {"pid": ("a.jpg,1,seven,", "pid"), "large pid": ("a.jpg,1,99999999999,", "pid"), "other digits": ("a.jpg,1,٣,", "pid"), "split": ("a.jpg,1,1,test", "split"), "query": ("a.jpg,1,,query", "query without"), "query of nobody": ("a.jpg,1,0,query", "query without"),
           "short": ("a.jpg,1", "less"), "long": ("a.jpg,1,2,train,x,y", "more"), "gone": ("gone.jpg,1,2,", "no file"), "folder": ("sub,1,2,", "no file"), "nothing": (",1,2,", "names no file"), "endless": (f"{'x'*5000},1,2,", "no file")}
 
 
@@ -196,7 +196,13 @@ def test_any_pattern_is_one_or_a_data_error(tmp_path_factory, pattern):
 
 @given(st.lists(st.text(max_size=6), max_size=8))
 def test_natural_order_is_one(names):
-    assert sorted(names, key=natural) == sorted(reversed(names), key=natural) or len(set(names)) < len(names)
+    assert sorted(set(names), key=natural) == sorted(set(reversed(names)), key=natural)
+    assert len({natural(n) for n in names}) == len(set(names))
+
+
+def test_natural_order_by_hand():
+    names = ["cam10", "cam2", "cam1", "cam01", "a", "", "9"*5000, "cam"]
+    assert sorted(names, key=natural) == ["9"*5000, "a", "cam01", "cam1", "cam2", "cam10", "cam", ""]
 
 
 # ---- splits of a table
@@ -205,6 +211,24 @@ def test_domains_that_cannot_be(tmp_path):
     for n in "abc": picture(tmp_path/f"{n}.jpg")
     assert "training" in fault(load_folder, table(tmp_path/"t.csv", "path,pid,split\na.jpg,1,query\nb.jpg,1,gallery\n"))
     assert "gallery of 0" in fault(load_folder, table(tmp_path/"t.csv", "path,pid,split\na.jpg,1,train\nb.jpg,1,query\n"))
+
+
+def test_queries_that_nobody_can_answer_are_told_before_training(tmp_path):
+    for n in "abcd": picture(tmp_path/f"{n}.jpg")
+    text = "path,pid,split{}\na.jpg,,train{}\nb.jpg,3,query{}\nc.jpg,3,gallery{}\nd.jpg,4,gallery{}\n"
+    assert "none of the 1 queries" in fault(load_folder, table(tmp_path/"t.csv", text.format("", "", "", "", "")))
+    assert "none of the 1 queries" in fault(load_folder, table(tmp_path/"t.csv", text.format(",camid", ",1", ",1", ",1", ",2")))
+    assert len(load_folder(table(tmp_path/"t.csv", text.format(",camid", ",1", ",1", ",2", ",2"))).query) == 1
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    picture(tmp_path/"cam1/a.jpg"); picture(tmp_path/"cam2/b.jpg")
+    scan = os.scandir
+    def denied(path="."):
+        if str(path).endswith("cam2"): raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+    monkeypatch.setattr(os, "scandir", denied)
+    assert "cam2" in fault(find_images, tmp_path)
 
 
 def test_images_csv_is_found_in_its_folder(tmp_path):

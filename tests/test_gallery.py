@@ -1,6 +1,7 @@
 """Embedder, calibration and gallery: the same vectors for every kind of picture, pairs and curves against naive counts, search against a full sort, files that are wrong."""
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -44,16 +45,16 @@ def fault(f, *args, error=DataError, **kwargs):
 def test_share_of_pairs_is_counted(cameras):
     rng = np.random.default_rng(0)
     y, c = rng.integers(-1, 6, 60), rng.integers(0, cameras, 60)
-    same, apart, share = draw_pairs(y, c, 4000)
+    same, apart, inside, outside = draw_pairs(y, c, 4000)
     pairs = [(i, j) for i in range(60) for j in range(i) if y[i] >= 0 and y[j] >= 0 and (c[i] != c[j] or cameras == 1)]
-    assert share == pytest.approx(sum(y[i] == y[j] for i, j in pairs)/len(pairs), rel=1e-12)
+    assert inside == sum(y[i] == y[j] for i, j in pairs) and inside + outside == len(pairs)
     for p, equal in ((same, True), (apart, False)):
         assert ((y[p[0]] == y[p[1]]) == equal).all() and (y[p] >= 0).all() and (p[0] != p[1]).all() and (cameras == 1 or (c[p[0]] != c[p[1]]).all())
 
 
 def test_pairs_of_a_cluster_are_drawn_evenly():
     y, c = np.array([0]*2 + [1]*5), np.arange(7)
-    same, _, _ = draw_pairs(y, c, 220_000)
+    same = draw_pairs(y, c, 220_000)[0]
     found, count = np.unique(np.sort(same, axis=0), axis=1, return_counts=True)
     assert found.shape[1] == 1 + 10 and count.min() > .95*count.mean() and count.max() < 1.05*count.mean()
 
@@ -64,7 +65,8 @@ def test_curve_and_thresholds_are_those_of_the_pairs():
     y, c = np.arange(300) % 30, np.arange(300) // 30 % 5
     x = unit_vectors(g.normal(size=(30, 16))[y] + .8*g.normal(size=(300, 16)))
     told = calibrate(x, y, c, 20_000)
-    same, apart, share = draw_pairs(y, c, 20_000)
+    same, apart, inside, outside = draw_pairs(y, c, 20_000)
+    share = inside/(inside + outside)
     a, b = ((x[p[0]]*x[p[1]]).sum(1).astype(float) for p in (same, apart))
     s, t, w = np.r_[a, b], np.r_[np.ones(len(a)), np.zeros(len(b))], np.r_[np.full(len(a), share/len(a)), np.full(len(b), (1 - share)/len(b))]
     theta, X = np.zeros(2), np.stack([s, np.ones_like(s)], 1)
@@ -72,6 +74,8 @@ def test_curve_and_thresholds_are_those_of_the_pairs():
         p = 1/(1 + np.exp(-X @ theta))
         theta += np.linalg.solve((X.T*(w*p*(1 - p))) @ X, X.T @ (w*(t - p)))
     assert (told.slope, told.offset) == pytest.approx(tuple(theta), rel=2e-3)
+    assert len(told.thresholds) == 3                                 # 14,000 pairs cannot tell one in 10,000
+    fault(told.threshold, 1e-4, error=ConfigError)
     for rate, threshold in zip(RATES[:3], told.thresholds): assert (b > threshold).mean() == pytest.approx(rate, rel=.02, abs=1.5/len(b))
     assert told.threshold(1e-2) == told.thresholds[1] and told.thresholds[1] < told.threshold(3e-3) < told.thresholds[2]
     assert (w*told.probability(s)).sum() == pytest.approx(share, rel=1e-3)              # on average as many as there are
@@ -82,7 +86,7 @@ def test_labels_without_pairs_cannot_calibrate(labels, cams): fault(calibrate, n
 
 
 def test_what_a_calibration_cannot_be():
-    for slope, offset, t in ((math.nan, 0, [0]*5), (1, math.inf, [0]*5), (1, 0, [0]*4), (1, 0, [5, 4, 3, 2, 1])): fault(Calibration, slope, offset, t)
+    for slope, offset, t in ((math.nan, 0, [0]*5), (1, math.inf, [0]*5), (1, 0, []), (1, 0, [0]*6), (1, 0, [5, 4, 3, 2, 1]), (-1, 0, [0]*5), (0, 0, [0]*5)): fault(Calibration, slope, offset, t)
     for rate in (0, .5, 1e-7, -1): fault(Calibration(1, 0, range(5)).threshold, rate, error=ConfigError)
     assert Calibration(1e9, 0, range(5)).probability(np.array([-1e9, 1e9])).tolist() == pytest.approx([0, 1])
 
@@ -117,7 +121,7 @@ def first(tensors): return next(k for k, v in tensors.items() if v.is_floating_p
 
 
 FACTS = {"format": 2, "backbone": "../../etc/passwd", "other backbone": {"backbone": "resnet50"}, "size": [10**9, 10**9], "small": {"size": [1, 1]}, "floats": {"size": [48., 24.]}, "one size": {"size": [48]}, "dim": 10**9, "no dim": {"dim": None}, "flag": {"dim": True},
-         "method": "os.system", "origin": "x", "calibration": {"slope": "x"}, "thresholds": {"calibration": dict(slope=1, offset=0, thresholds=[1])}, "extra": {"calibration": dict(slope=1, offset=0, thresholds=[0]*5, code=1)}}
+         "method": "os.system", "origin": "x", "calibration": {"slope": "x"}, "thresholds": {"calibration": dict(slope=1, offset=0, thresholds=[])}, "words": {"calibration": dict(slope=1, offset=0, thresholds=["x"])}, "endless": {"calibration": dict(slope=1, offset=0, thresholds=[10**400]*5)}, "gigantic": {"backbone": "vit_gigantic_patch14_224", "size": [224, 224]}, "extra": {"calibration": dict(slope=1, offset=0, thresholds=[0]*5, code=1)}}
 
 
 @pytest.mark.parametrize("name", FACTS)
@@ -133,6 +137,21 @@ def test_weights_that_do_not_fit(saved, tmp_path, change):
     assert str(path) in fault(Embedder.load, path, "cpu")
 
 
+def test_a_run_whose_environment_is_gone(run, tmp_path):
+    import shutil
+    for text in (None, "[]", "[{}]", "{"):
+        shutil.copytree(run.path, tmp_path/"run", dirs_exist_ok=True)
+        if text is None: (tmp_path/"run/environment.json").unlink()
+        else: (tmp_path/"run/environment.json").write_text(text)
+        assert str(tmp_path/"run") in fault(Embedder.load, tmp_path/"run", "cpu")
+
+
+def test_models_are_told_apart_by_their_weights(saved, tmp_path):
+    one, same = Embedder.load(saved, "cpu"), Embedder.load(altered(saved, tmp_path, facts=dict(origin={})), "cpu")
+    other = Embedder.load(altered(saved, tmp_path, lambda t: t[first(t)].add_(1e-3)), "cpu")
+    assert one.digest == same.digest != other.digest and len(one.digest) == 16
+
+
 def test_files_that_are_no_models(saved, tmp_path):
     class Evil:
         def __reduce__(self): return (open, (str(tmp_path/"written"), "w"))
@@ -140,9 +159,10 @@ def test_files_that_are_no_models(saved, tmp_path):
     (tmp_path/"b.safetensors").write_bytes(saved.read_bytes()[:2000])
     (tmp_path/"c.safetensors").write_bytes(b"")
     (tmp_path/"d").mkdir()
+    os.mkfifo(tmp_path/"pipe")
     (tmp_path/"e.safetensors").write_bytes(b"\xff"*8 + b"{}")
-    for name in ("a.safetensors", "b.safetensors", "c.safetensors", "d", "e.safetensors", "absent"): fault(Embedder.load, tmp_path/name, "cpu")
-    for raw in ("", "{", "[]", "null", '"x"', "1e999"): fault(Embedder.load, altered(saved, tmp_path, raw=raw), "cpu")
+    for name in ("a.safetensors", "b.safetensors", "c.safetensors", "d", "e.safetensors", "absent", "pipe"): fault(Embedder.load, tmp_path/name, "cpu")
+    for raw in ("", "{", "[]", "null", '"x"', "1e999", "["*200_000, '{"format": ' + "9"*5000 + "}"): fault(Embedder.load, altered(saved, tmp_path, raw=raw), "cpu")
     assert not (tmp_path/"written").exists()
 
 
@@ -200,6 +220,33 @@ def test_cells_find_nearly_everything_and_leave_cameras_out(divided):
         assert all(camera != without[q] for q, camera in zip(hits["query"], hits.camera))
 
 
+@pytest.mark.parametrize("bias, share", [(1., .25), (2., .25), (1., .9)])
+def test_a_camera_left_out_leaves_the_others_to_be_found(monkeypatch, bias, share):
+    "Images of one camera lie together, as an unadapted model puts them: the cells nearest to a query are full of images that do not count."
+    monkeypatch.setattr(module, "EXACT", 500)
+    rng = np.random.default_rng(5)
+    who = np.repeat(np.arange(200), 20)
+    cam = np.where(rng.random(4000) < share, 0, rng.integers(1, 4, 4000))
+    x = unit_vectors(rng.normal(size=(200, 24))[who] + bias*4*rng.normal(size=(4, 24))[cam] + .4*rng.normal(size=(4000, 24)))
+    gallery, names = Gallery(24).add(x, range(4000), [f"c{i}" for i in cam]), np.array([f"c{i}" for i in cam], object)
+    some = rng.choice(4000, 60, replace=False)
+    hits = gallery.search(x[some], 10, list(names[some]))
+    wanted = naive(x[some], x, names, names[some], 10)
+    assert (hits.groupby("query").size() == 10).all() and len(hits) == 600
+    assert np.mean([len(set(hits[hits["query"] == q].position) & set(w))/10 for q, w in enumerate(wanted)]) > .97
+
+
+def test_copies_do_not_make_a_search_slow(divided, monkeypatch):
+    x, gallery = divided
+    copies = Gallery(16).add(np.concatenate([x, np.repeat(x[:3], 21, 0)]), range(1563))
+    assert copies.probe <= 2*gallery.probe
+
+
+def test_more_hits_than_there_are(divided):
+    x, gallery = divided
+    assert len(gallery.search(x[:2], 10**12)) == 2*1500 and len(gallery.search(x[:1], 10**12, ["c1"])) == 1000
+
+
 def test_added_vectors_are_found_and_cells_grow_with_them(divided):
     x, gallery = divided
     before = gallery.index.nlist
@@ -241,7 +288,7 @@ def test_a_threshold_leaves_out_what_is_below():
 
 BROKEN = {"vectors": lambda t: t.update(vectors=t["vectors"][:-1]), "type": lambda t: t.update(vectors=t["vectors"].astype(np.float64)), "zero": lambda t: t.update(vectors=t["vectors"]*0), "nan": lambda t: t.update(vectors=t["vectors"]*np.nan),
           "paths": lambda t: t.update(path=t["path"][:-5]), "no text": lambda t: t.pop("path"), "cells": lambda t: t.update(cells=t["cells"] + 10**6), "negative": lambda t: t.update(cells=-t["cells"] - 1), "centres": lambda t: t.update(centres=t["centres"][:, :3].copy()),
-          "no centres": lambda t: t.pop("centres"), "cell type": lambda t: t.update(cells=t["cells"].astype(np.float32))}
+          "no centres": lambda t: t.pop("centres"), "cell type": lambda t: t.update(cells=t["cells"].astype(np.float32)), "axes": lambda t: t.update(axes=t["axes"][:3].copy()), "no axes": lambda t: t.pop("axes"), "wild axes": lambda t: t.update(axes=t["axes"]*np.float32(np.inf))}
 
 
 @pytest.mark.parametrize("change", BROKEN.values(), ids=BROKEN)
@@ -254,7 +301,7 @@ def test_a_broken_gallery_is_refused(tmp_path, divided, change):
     assert str(path) in fault(Gallery.load, path)
 
 
-@pytest.mark.parametrize("facts", ["", "{}", "[]", "null", '{"format": 1}', '{"format": 1, "count": -1, "dim": 16, "probe": 0, "recall": 0.9, "calibration": null}', '{"format": 9}'])
+@pytest.mark.parametrize("facts", ["["*200_000, '{"format": 1, "count": 2, "dim": 8, "probe": 1.5, "recall": 0.9, "model": "", "calibration": null}', '{"format": 1, "count": 2, "dim": 8, "probe": 0, "recall": 7, "model": "", "calibration": null}', '{"format": 1, "count": 2, "dim": 8, "probe": 0, "recall": 0.9, "model": 5, "calibration": null}', "", "{}", "[]", "null", '{"format": 1}', '{"format": 1, "count": -1, "dim": 16, "probe": 0, "recall": 0.9, "calibration": null}', '{"format": 9}'])
 def test_a_gallery_with_other_facts_is_refused(tmp_path, facts):
     path = tmp_path/"g.safetensors"
     save_numpy(dict(vectors=some(2), **{k: np.frombuffer(b"a\0b", np.uint8) for k in KNOWN}), path, metadata=dict(upl_reid_gallery=facts))

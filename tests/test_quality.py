@@ -97,6 +97,11 @@ def test_bad_rounds_are_called_out(last, says):
     assert any(re.search(says, s) for s in said), said
 
 
+def test_unknown_cameras_are_a_warning():
+    said = warnings_of(quality_of([good, good], np.zeros(120, int)))
+    assert len(said) == 1 and "cameras are unknown" in said[0]
+
+
 def test_confidence_is_measured_against_labels_that_stay():
     soft = torch.nn.functional.one_hot(torch.tensor(who), 40).float()*.5 + .5/40
     first = round_of(who, soft=soft)

@@ -6,7 +6,7 @@
 __all__ = ['RATES', 'Calibration', 'draw_pairs', 'calibrate', 'check_facts', 'build_model', 'Embedder', 'facts_of', 'as_pixels']
 
 # %% ../nbs/110_embedder.ipynb #5a7cc6f3
-import json, math
+import hashlib, json, math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Sequence
@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from .backbone import build_encoder
 from .core import ConfigError, DataError, pick_device, seed_for, to_numpy
+from .folder import readable
 from .images import prepare
 from .runs import METHODS, PRESETS, Run, RunConfig, load_methods, write_tensors
 from .split import read_image
@@ -33,12 +34,12 @@ class Calibration:
     "What a cosine means for one model on one camera network. Raises `DataError` for values that are not finite or not in order."
     slope: float        # a
     offset: float       # b
-    thresholds: tuple   # cosine for each false-match rate of `RATES`, rising
+    thresholds: tuple   # cosine for each of the first rates of `RATES`, rising; rates that the pairs could not resolve are left out
 
     def __post_init__(self):
         object.__setattr__(self, "thresholds", tuple(float(t) for t in self.thresholds))
-        if not np.isfinite([self.slope, self.offset, *self.thresholds]).all() or len(self.thresholds) != len(RATES) or list(self.thresholds) != sorted(self.thresholds):
-            raise DataError(f"a calibration needs a finite slope and offset and {len(RATES)} rising thresholds, not {self}")
+        if not np.isfinite([self.slope, self.offset, *self.thresholds]).all() or self.slope <= 0 or not 1 <= len(self.thresholds) <= len(RATES) or list(self.thresholds) != sorted(self.thresholds):
+            raise DataError(f"a calibration needs a slope above 0, a finite offset and up to {len(RATES)} rising thresholds, not {self}: images of one cluster must be more similar than others")
 
     def probability(self,
         cosine: np.ndarray, # any shape
@@ -47,18 +48,19 @@ class Calibration:
         return 1/(1 + np.exp(-np.clip(self.slope*np.asarray(cosine, np.float64) + self.offset, -500, 500)))
 
     def threshold(self,
-        false_match_rate: float, # share of the pairs of different people that may pass, between the ends of `RATES`
+        false_match_rate: float, # share of the pairs of different people that may pass, between the ends of the rates that were resolved
     ) -> float: # cosine
         "Cosine above which only so large a share of different people's pairs lies. Raises `ConfigError` for a rate that was not measured."
-        if not RATES[-1] <= false_match_rate <= RATES[0]: raise ConfigError(f"false-match rate {false_match_rate} was not measured; choose one between {RATES[-1]} and {RATES[0]}")
-        return float(np.interp(-math.log10(false_match_rate), -np.log10(RATES), self.thresholds))
+        known = RATES[:len(self.thresholds)]
+        if not known[-1] <= false_match_rate <= known[0]: raise ConfigError(f"false-match rate {false_match_rate} was not measured; choose one between {known[-1]:g} and {known[0]:g}")
+        return float(np.interp(-math.log10(false_match_rate), -np.log10(known), self.thresholds))
 
 # %% ../nbs/110_embedder.ipynb #3ecebfdd
 def draw_pairs(
     labels: np.ndarray, # (N,) clusters, -1: none
     camids: np.ndarray, # (N,) cameras; pairs are of different ones, if there are two
     count: int, # pairs of each kind to draw, before those of one camera are dropped
-) -> tuple: # (2, S) int64 pairs of one cluster, (2, D) of different clusters, share of the former among all such pairs
+) -> tuple: # (2, S) int64 pairs of one cluster, (2, D) of different clusters, how many of each kind there are
     "Pairs of images of the same cluster and of different clusters. Raises `DataError` if one kind does not exist."
     rng, used = np.random.default_rng(seed_for("calibration")), np.flatnonzero(labels >= 0)
     y, c = labels[used], camids[used]
@@ -72,12 +74,13 @@ def draw_pairs(
     j = first[group[i]] + (i - first[group[i]] + 1 + (rng.random(count)*partners[i]).astype(int)) % size[group[i]]
     same, pairs = order[np.stack([i, j])], rng.integers(len(used), size=(2, count))
     same, apart = same[:, across(same)], pairs[:, across(pairs) & (y[pairs[0]] != y[pairs[1]])]
-    if not same.size or not apart.size: raise DataError("no cluster has images of two cameras, so nothing is known about the same person in another camera; adapt longer, or leave the cameras out")
+    if not same.size: raise DataError("no cluster has images of two cameras, so nothing is known about the same person in another camera; adapt longer, or leave the cameras out")
+    if not apart.size: raise DataError("no two clusters have images of different cameras, so nothing is known about different people; adapt longer, or leave the cameras out")
     cells = np.unique(np.stack([y, c]), axis=1, return_counts=True)
     pairs_of = lambda n: float((n*(n - 1.)/2).sum())
     total, inside = pairs_of(np.array([len(y)])), pairs_of(size)
     if len(np.unique(c)) > 1: total, inside = total - pairs_of(np.unique(c, return_counts=True)[1]), inside - pairs_of(cells[1])
-    return used[same], used[apart], inside/total
+    return used[same], used[apart], inside, total - inside
 
 def calibrate(
     features, # (N, d) unit length
@@ -87,12 +90,15 @@ def calibrate(
 ) -> Calibration:
     "Learn what cosines mean from pseudo-labels. Raises `DataError` if they hold no pairs."
     x, labels, camids = np.asarray(to_numpy(features), np.float32), to_numpy(labels), to_numpy(camids)
-    same, apart, share = draw_pairs(labels, camids, count)
+    same, apart, inside, outside = draw_pairs(labels, camids, count)
+    share = inside/(inside + outside)
     cosine = lambda pairs: np.concatenate([np.einsum("nd,nd->n", x[pairs[0, s:s + 65536]], x[pairs[1, s:s + 65536]]) for s in range(0, pairs.shape[1], 65536)])
     a, b = cosine(same), cosine(apart)
     weight = np.r_[np.full(len(a), share/len(a)), np.full(len(b), (1 - share)/len(b))]*(len(a) + len(b))
     fit = LogisticRegression(C=1e6).fit(np.r_[a, b][:, None].astype(np.float64), np.r_[np.ones(len(a)), np.zeros(len(b))], weight)
-    return Calibration(float(fit.coef_[0, 0]), float(fit.intercept_[0]), tuple(np.quantile(b, [1 - r for r in RATES])))
+    resolved = [r for r in RATES if r*min(outside, len(b)) >= 10]           # at least ten pairs above a threshold
+    if not resolved: raise DataError(f"{outside:.0f} pairs of different clusters are too few for a threshold; more images are needed")
+    return Calibration(float(fit.coef_[0, 0]), float(fit.intercept_[0]), tuple(np.quantile(b, [1 - r for r in resolved])))
 
 # %% ../nbs/110_embedder.ipynb #b675535b
 def check_facts(
@@ -104,7 +110,7 @@ def check_facts(
     try:
         good = (facts["format"] == 1 and isinstance(facts["backbone"], str) and len(facts["size"]) == 2 and all(whole(v, 8, 2048) for v in facts["size"]) and whole(facts["dim"], 2, 16_384)
                 and facts["method"] in {"pretrain", *load_methods()} and isinstance(facts["origin"], dict) and (facts["calibration"] is None or bool(Calibration(**facts["calibration"]))))
-    except (KeyError, TypeError, DataError): good = False
+    except (KeyError, ValueError, TypeError, OverflowError): good = False
     if not good: raise DataError(f"{where} is no model of this project, or of a later version; make one with `upl-reid adapt` or Embedder.save")
     return facts
 
@@ -113,10 +119,15 @@ def build_model(
     tensors: dict, # name -> tensor
     where: str, # for the message
 ) -> nn.Module: # in evaluation mode, on the CPU
-    "The network that facts describe, with its weights. Raises `DataError` if they do not fit."
-    try:
+    "The network that facts describe, with its weights. Raises `DataError` if they do not fit, before any memory is taken for it."
+    def build():
         encoder = build_encoder(facts["backbone"], tuple(facts["size"]), facts["dim"])
-        model = encoder if facts["method"] == "pretrain" else METHODS[facts["method"]].model(encoder)
+        return encoder if facts["method"] == "pretrain" else METHODS[facts["method"]].model(encoder)
+    try:
+        with torch.device("meta"): wanted = {k: v.shape for k, v in build().state_dict().items()}       # shapes without numbers
+        wrong = sorted(set(wanted) ^ set(tensors)) or [k for k in wanted if wanted[k] != tensors[k].shape]
+        if wrong: raise ConfigError(f"{wrong[0]} is missing, not needed or of another shape")
+        model = build()
         model.load_state_dict(tensors)
     except (ConfigError, RuntimeError) as e: raise DataError(f"{where}: the weights do not fit the network that it names ({str(e).splitlines()[0]}); the file is damaged or was changed") from None
     bad = [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
@@ -136,6 +147,13 @@ class Embedder:
         self.calibration = Calibration(**facts["calibration"]) if facts["calibration"] else None
 
     @property
+    def digest(self) -> str: # sixteen hexadecimal digits
+        "Names the weights: vectors of models with different digests cannot be compared."
+        h = hashlib.sha256()
+        for k, v in sorted(self.model.state_dict().items()): h.update(k.encode()); h.update(v.detach().cpu().contiguous().numpy().tobytes())
+        return h.hexdigest()[:16]
+
+    @property
     def dim(self) -> int:
         "Length of the vectors."
         return self.model.dim
@@ -148,16 +166,20 @@ class Embedder:
         "A model from a run or a file. Raises `DataError` naming what is no model, or damaged."
         path = source.path if isinstance(source, Run) else Path(source).expanduser()
         if path.is_dir() and not (path/"metrics.json").is_file(): raise DataError(f"{path} is no finished run; finish it, or give a model file")
-        try: run = source if isinstance(source, Run) else Run(RunConfig(**json.loads((path/"config.json").read_text())), path) if path.is_dir() else None
-        except (ValueError, TypeError, OSError) as e: raise DataError(f"{path} is a run of another version, or damaged ({e})") from None
+        strange = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError, OSError)        # what a file from elsewhere can make of a parser
+        try:
+            run = source if isinstance(source, Run) else Run(RunConfig(**json.loads((path/"config.json").read_text())), path) if path.is_dir() else None
+            facts = facts_of(run) if run else None
+        except strange as e: raise DataError(f"{path} is a run of another version, or damaged ({type(e).__name__}: {readable(e)})") from None
         file = path/"model.safetensors" if run else path
+        if not file.is_file(): raise DataError(f"there is no file {file}; give a model file of `upl-reid adapt`, or a run's folder")
         try:
             with safe_open(file, "pt") as f: tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
-        except (SafetensorError, OSError) as e: raise DataError(f"{file} is no safetensors file, or a damaged one ({str(e).splitlines()[0]}); pickled checkpoints are not read") from None
-        if run: facts = facts_of(run)
-        else:
-            try: facts = check_facts(json.loads(meta.get("upl_reid", "null")), str(file))
-            except json.JSONDecodeError: raise DataError(f"{file} is no model of this project") from None
+        except (SafetensorError, *strange) as e: raise DataError(f"{file} is no safetensors file, or a damaged one ({readable(e)}); pickled checkpoints are not read") from None
+        if not run:
+            try: facts = json.loads(meta.get("upl_reid", "null"))
+            except strange: facts = None
+            facts = check_facts(facts, str(file))
         return cls(build_model(facts, tensors, str(file)), facts, pick_device(device))
 
     def save(self,

@@ -6,7 +6,7 @@
 __all__ = ['CARD', 'FromBytes', 'export_onnx', 'model_card']
 
 # %% ../nbs/130_export.ipynb #2f1121e5
-import json, os, tempfile
+import copy, json, tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import nn
 
 from .core import DataError, RunError, seed_for, write_atomic
 from .embedder import Embedder
+from .folder import readable
 from .images import IMAGENET_MEAN, IMAGENET_STD
 
 # %% ../nbs/130_export.ipynb #1af6e91d
@@ -40,16 +41,17 @@ def export_onnx(
     tolerance: float = 1e-4, # largest difference of any number
 ) -> float: # the largest difference that was found
     "Write a model as ONNX with a free batch size. Raises `DataError` without the packages for it, `RunError` if onnxruntime gives other numbers."
-    try: import onnx, onnxruntime
+    try: import onnx, onnxruntime, onnxscript
     except ImportError as e: raise DataError(f"exporting needs {e.name}; install it with: pip install 'upl-reid[export]'") from None
     height, width = embedder.size
-    module = FromBytes(embedder.model).cpu().eval()
+    module = FromBytes(copy.deepcopy(embedder.model)).cpu().eval()
     example = torch.zeros(2, height, width, 3, dtype=torch.uint8)
     rng, worst = np.random.default_rng(seed_for("export")), 0.
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder)/"model.onnx"
-        torch.onnx.export(module, (example,), made, input_names=["pixels"], output_names=["vectors"], dynamo=True, external_data=False, verbose=False,
-                          dynamic_shapes={"pixels": {0: torch.export.Dim("batch", min=1)}})
+        try: torch.onnx.export(module, (example,), made, input_names=["pixels"], output_names=["vectors"], dynamo=True, external_data=False, verbose=False,
+                               dynamic_shapes={"pixels": {0: torch.export.Dim("batch", min=1)}})
+        except Exception as e: raise RunError(f"torch cannot export this network ({type(e).__name__}: {readable(e)}); another backbone may do") from e
         graph = onnx.load(made)
         onnx.helper.set_model_props(graph, dict(upl_reid=json.dumps({**embedder.facts, "input": f"RGB bytes (B, {height}, {width}, 3), resized bicubically", "output": "cosine is the inner product"})))
         onnx.checker.check_model(graph)

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['PICTURE_SUFFIXES', 'COLUMNS', 'MAX_ROWS', 'OWN', 'complain', 'readable', 'read_table', 'find_images', 'read_folder',
-           'list_images', 'natural', 'as_domain', 'load_folder', 'write_table', 'check_images', 'report_in_words']
+           'list_images', 'natural', 'as_domain', 'load_folder', 'write_table', 'in_chunks', 'check_images',
+           'report_in_words']
 
 # %% ../nbs/09_folder.ipynb #11f789b7
 import csv, hashlib, io, os, re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -76,7 +78,7 @@ def _row(fields, extra, home):
     if not name or "\0" in name: return None, "names no file"
     if not re.fullmatch(r"(-1|\d{1,9})?", pid, re.ASCII): return None, f"has the pid {readable(pid)!r}; give a whole number from 0, or nothing"
     if split not in ("", "train", "query", "gallery"): return None, f"has the split {readable(split)!r}; use train, query or gallery"
-    if split == "query" and pid in ("", "-1"): return None, "is a query without a pid"
+    if split == "query" and pid in ("", "-1", "0"): return None, "is a query without a pid above 0"
     path = home/name
     try: there = path.is_file()
     except OSError: there = False           # a name that is too long for any file system
@@ -89,7 +91,8 @@ def find_images(
 ) -> list: # of Path relative to the root, in the order of their names
     "All image files below a folder. Raises `DataError` if there are none."
     root, found = Path(root), []
-    for folder, inner, names in os.walk(root, followlinks=False):
+    def refused(e): raise DataError(f"{e.filename} cannot be listed ({e.strerror}); give yourself the right to read it, or move it away")
+    for folder, inner, names in os.walk(root, onerror=refused, followlinks=False):
         inner[:] = [n for n in inner if not n.startswith(".")]
         found += [Path(folder, n).relative_to(root) for n in names if not n.startswith(".") and Path(n).suffix.lower() in PICTURE_SUFFIXES and Path(folder, n).is_file()]
     if not found: raise DataError(f"{root} holds no image ({', '.join(sorted(PICTURE_SUFFIXES))}); give the folder that holds the crops or the sub-folders of cameras")
@@ -134,7 +137,7 @@ def natural(
     name: str, # such as cam10
 ) -> tuple: # to sort by
     "A key that puts cam2 before cam10."
-    return tuple((0, int(t), "") if t.isascii() and t.isdigit() else (1, 0, t) for t in re.split(r"(\d+)", name) if t)
+    return *((0, len(t.lstrip("0")), t.lstrip("0")) if t.isascii() and t.isdigit() else (1, 0, t) for t in re.split(r"(\d+)", name) if t), (2, 0, name)      # the last part tells cam1 from cam01
 
 def as_domain(
     images: pd.DataFrame, # of `list_images`
@@ -148,6 +151,9 @@ def as_domain(
         return Split(tuple(rows.path), rows.pid.to_numpy(np.int64), rows.camid.map(number).to_numpy(np.int64))
     train, query, gallery = map(split, ("train", "query", "gallery"))
     if not len(train): raise DataError(f"none of {len(images):,} images is for training; leave the split of some empty or write train")
+    homes = {}                          # pid -> cameras of the gallery
+    for p, c in zip(gallery.pids.tolist(), gallery.camids.tolist()): homes.setdefault(p, set()).add(c)
+    if len(query) and len(gallery) and not any(homes.get(p, set()) - {c} for p, c in zip(query.pids.tolist(), query.camids.tolist())): raise DataError(f"none of the {len(query)} queries has an image of the same person in another camera of the gallery, so nothing can be measured; correct pid and camid, or leave query and gallery out")
     if bool(len(query)) != bool(len(gallery)): raise DataError(f"{len(query)} queries beside a gallery of {len(gallery)}: measuring needs both, adapting needs neither")
     return Domain(name, train, query, gallery, tuple(cameras))
 
@@ -170,6 +176,15 @@ def write_table(
     return write_atomic(path, text.getvalue())
 
 # %% ../nbs/09_folder.ipynb #a38436db
+def in_chunks(
+    function: Callable, # of one item
+    items: Sequence, # any number
+    chunk: int = 4096, # items at a time: a pool that is given a million keeps a million promises
+) -> list: # results, in order
+    "Apply a function to many items in threads."
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        return [out for s in range(0, len(items), chunk) for out in pool.map(function, items[s:s + chunk])]
+
 def _look(path):
     "Size and a digest of an image's pixels, or what is wrong with it."
     try: image = read_image(path)
@@ -180,7 +195,7 @@ def check_images(
     images: pd.DataFrame, # of `list_images`
 ) -> dict: # plain values; `sufficient`: whether training makes sense; `advice`: sentences
     "Open all images and report what they are: how many, sizes, cameras, unreadable files, equal pictures."
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool: looks = list(pool.map(_look, images.path))
+    looks = in_chunks(_look, list(images.path))
     bad = [(readable(p), why) for p, (_, _, why) in zip(images.path, looks) if why]
     sizes = np.array([s for s, _, _ in looks if s]).reshape(-1, 2)
     equal = {d: n for d, n in Counter(d for _, d, _ in looks if d).items() if n > 1}
@@ -190,12 +205,12 @@ def check_images(
     advice = []
     if bad: advice.append(f"{len(bad):,} of {len(images):,} files cannot be read; remove or replace them, training stops at the first")
     if usable - copies < 100: advice.append(f"{usable - copies:,} different pictures are too few to learn from; some hundreds of people with several pictures each are a good start")
-    if len(cameras) < 2: advice.append("no cameras are known: camera centring, merging across cameras and the cross-camera memory have nothing to work with; put the crops of each camera into a sub-folder of its own")
+    if len(cameras) < 2: advice.append("no cameras are known: camera centring, merging across cameras and the cross-camera memory have nothing to work with; put the crops of each camera into a sub-folder of its own, or adapt with --method dbscan and expect much less")
     else: advice += [f"camera {readable(c)!r} has {n:,} pictures only; its mean and its clusters will be poor" for c, n in cameras.items() if n < 20]
     if copies > usable/10: advice.append(f"{copies:,} pictures are copies of others; copies make clusters look better than they are, remove them")
     if usable and np.median(sizes[:, 1]) < 32: advice.append(f"half of the pictures are less than {int(np.median(sizes[:, 1])) + 1} pixels high; little of a person can be seen in them")
     if usable and np.median(sizes[:, 0] / sizes[:, 1]) > .8: advice.append("most pictures are about as wide as high; crops of whole standing people are expected, about twice as high as wide")
-    return dict(images=len(images), readable=usable, cameras=cameras, identities=int((images.pid[images.pid >= 0]).nunique()), splits={k: int(v) for k, v in images.split.value_counts().items()},
+    return dict(images=len(images), readable=usable, cameras=cameras, identities=int((images.pid[images.pid > 0]).nunique()), splits={k: int(v) for k, v in images.split.value_counts().items()},
                 width=[int(f(sizes[:, 0])) for f in (np.min, np.median, np.max)] if usable else [], height=[int(f(sizes[:, 1])) for f in (np.min, np.median, np.max)] if usable else [],
                 unreadable=[dict(path=p, why=why) for p, why in bad], copies=copies, sufficient=not bad and usable - copies >= 100, advice=advice)
 

@@ -8,7 +8,6 @@ __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'decode', 'free_bytes', 'scratch_fil
 
 # %% ../nbs/12_images.ipynb #77311e73
 import math, os, re, shutil, tempfile, warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Sequence
 
@@ -20,6 +19,7 @@ import kornia.augmentation as K
 
 from .core import DataError, seed_for
 from .data import read_image
+from .folder import in_chunks
 
 # %% ../nbs/12_images.ipynb #a21d3cb9
 def decode(
@@ -33,7 +33,7 @@ def decode(
         image = read_image(paths[i])
         if image.size != (size[1], size[0]): image = image.resize((size[1], size[0]), Image.BICUBIC)
         out[i] = np.asarray(image).transpose(2, 0, 1)
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool: list(pool.map(one, range(len(paths))))
+    in_chunks(one, range(len(paths)))
     return torch.from_numpy(out)
 
 # %% ../nbs/12_images.ipynb #d506232d

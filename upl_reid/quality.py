@@ -108,6 +108,7 @@ def warnings_of(
     if q["used"] < LIMITS["used"]: said.append(f"only {100*q['used']:.0f} % of the images are in a cluster: the others were never trained on")
     if q["effective_rank"] < LIMITS["effective_rank"] or q["random_cosine"] > LIMITS["random_cosine"]: said.append(f"features have collapsed: they use {q['effective_rank']:.1f} directions, and two random images have a cosine of {q['random_cosine']:.2f}")
     if q["stability"] < LIMITS["stability"]: said.append(f"the clusters do not come back from round to round (adjusted Rand index {q['stability']:.2f}): train longer, or change the clustering")
+    if q["cross_camera"] != q["cross_camera"] and q["clusters"] > 1: said.append("cameras are unknown, and with them the sign that says most: a model that takes background for people looks the same; measure it, or find out the cameras")
     if q["cross_camera"] < LIMITS["cross_camera"]: said.append(f"only {100*q['cross_camera']:.0f} % of the clusters are seen by two cameras or more: people are not found again across cameras, or do not walk from one to the other")
     return said
 
@@ -116,7 +117,7 @@ def run_quality(
     camids, # (N,) cameras of the training images
 ) -> dict: # of `quality_of`, and `warnings`
     "Signs and warnings of a finished run."
-    quality = quality_of(run.rounds(), camids)
+    quality = quality_of(run.rounds(2), camids)
     return dict(**quality, warnings=warnings_of(quality))
 
 def quality_in_words(

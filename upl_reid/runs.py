@@ -31,7 +31,7 @@ from .backbone import build_encoder
 from .cluster import camera_center
 from .core import ConfigError, DataError, RunError, pick_device, project_root, write_atomic
 from .data import Domain, Split, load_domain, split_identities
-from .folder import OWN
+from .folder import OWN, in_chunks
 from .images import ImageBank
 from .memory import cross_camera_info_nce, cross_camera_masks
 from .metrics import RetrievalScores, cluster_quality, evaluate_distances, evaluate_retrieval, pseudo_label_ece, rerank
@@ -139,17 +139,18 @@ def labelled(
     domain: Domain, # to train on with identities
 ) -> Split: # its training images with an identity
     "A source's training images. Raises `DataError` if nobody has said who is in them."
-    known = domain.train.pids >= 0
+    known = domain.train.pids >= (1 if domain.name in OWN else 0)       # 0: a distractor, not a person
     if len(np.unique(domain.train.pids[known])) < 2: raise DataError(f"{domain.name!r} has {int(known.sum())} training images with an identity, of {len(np.unique(domain.train.pids[known]))} people; a source needs a pid for its images, only a target does without")
     return domain.train if known.all() else domain.train.subset(known)
 
 def fingerprint(
     domain: Domain, # as loaded
 ) -> str: # eight hexadecimal digits
-    "Names, identities and cameras of a domain's images, hashed; where the folder lies does not matter. One's own crops count with their sizes in bytes, since names like 0001.jpg are everywhere."
+    "Names, identities and cameras of a domain's images, hashed; where the folder lies does not matter. One's own crops count with their contents, since names like 0001.jpg are everywhere."
     h, own = hashlib.sha256(), domain.name in OWN
+    def name(path): return f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" if own else path.name
     for split in (domain.train, domain.query, domain.gallery):
-        h.update("\n".join(f"{p.name} {p.stat().st_size}" if own else p.name for p in split.paths).encode(errors="surrogateescape")); h.update(split.pids.tobytes()); h.update(split.camids.tobytes())
+        h.update("\n".join(in_chunks(name, split.paths)).encode(errors="surrogateescape")); h.update(split.pids.tobytes()); h.update(split.camids.tobytes())
     return h.hexdigest()[:8]
 
 def run_path(
@@ -160,6 +161,7 @@ def run_path(
     "The directory of a run: its identifier, then the fingerprints of what was given by folder."
     given = [n for n in dict.fromkeys((config.source, config.target)) if (roots or {}).get(n)]
     marks = [fingerprint(open_domain(n, config.preset, roots, store)) for n in given]
+    if (roots or {}).get("weights") and not Path(roots["weights"]).is_file(): raise ConfigError(f"no file of weights at {roots['weights']}; give a local .safetensors or .pth file")
     if (roots or {}).get("weights"): marks.append(hashlib.sha256(Path(roots["weights"]).read_bytes()).hexdigest()[:8])
     return store/"-".join([config.id, *marks])
 
@@ -218,9 +220,11 @@ class Run:
         "Quality of the last clustering, see `label_scores`; empty if nothing was clustered."
         return (self.metrics["rounds"] or [{}])[-1]
 
-    def rounds(self) -> list: # of dicts of tensors: features, labels.hard, labels.weight, ...
+    def rounds(self,
+        last: int = 0, # only so many of the last; 0: all
+    ) -> list: # of dicts of tensors: features, labels.hard, labels.weight, ...
         "Features and pseudo-labels of each clustering."
-        return [read_tensors(f)[0] for f in sorted((self.path/"rounds").glob("*.safetensors"))]
+        return [read_tensors(f)[0] for f in sorted((self.path/"rounds").glob("*.safetensors"))[-last:]]
 
     def test_features(self) -> dict: # query (Q, d) and gallery (G, d), float32, unit length
         "Features of the target's test images."
@@ -623,6 +627,7 @@ def main(
     a = parser.parse_args(arguments)
     roots = {name: root for name, root in ((a.source, a.source_root), (a.target, a.target_root), ("weights", a.weights)) if root}
     try:
+        if a.source == a.target and a.source_root != a.target_root: raise ConfigError(f"source and target are both called {a.source!r} and lie in different folders; call a labelled folder of your own 'labelled'")
         config = RunConfig(a.preset, a.source, seed=a.seed) if a.method == "pretrain" else RunConfig(a.preset, a.source, a.target, a.method, seed=a.seed)
         with joined(a.device): run, first = get_run(config, device=a.device, roots=roots, progress=rank() == 0), rank() == 0
     except ValueError as e:
