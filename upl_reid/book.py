@@ -23,7 +23,7 @@ from .core import ConfigError, DataError, RunError, project_root, write_atomic
 # %% ../nbs/97_book.ipynb #0db9ee73
 NOTEBOOKS = (*(f"table{i}" for i in range(1, 8)), "systems", "figures", "claims", "benchmark", "departures") # in the order in which they run
 TIMED = ("table7",) # measures time, so nothing else runs beside it
-REPORTS = (*(f"table{i}" for i in range(1, 8)), "systems", "tuning", "fig3", "fig4", "fig8", "claims", "benchmark", "departures", "bench") # in the order in which they are read
+REPORTS = (*(f"table{i}" for i in range(1, 8)), "systems", "tuning", "fig3", "fig4", "fig8", "claims", "benchmark", "departures", "signs", "own_cameras", "bench") # in the order in which they are read
 
 def in_order(
     names: list, # of reports, without .md

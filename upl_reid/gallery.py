@@ -70,13 +70,14 @@ def cell_centres(
 
 def cell_index(
     centres: np.ndarray, # (L, m)
+    z: np.ndarray, # (N, m) cut vectors, to learn the range of their bytes from
 ):
-    "An empty inverted file with given cells."
+    "An empty inverted file with given cells, which keeps one byte a number."
     import faiss
     coarse = faiss.IndexFlatIP(centres.shape[1])
     coarse.add(np.ascontiguousarray(centres))
-    index = faiss.IndexIVFFlat(coarse, centres.shape[1], len(centres), faiss.METRIC_INNER_PRODUCT)
-    index.is_trained = True
+    index = faiss.IndexIVFScalarQuantizer(coarse, centres.shape[1], len(centres), faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT, False)
+    index.train(z[some_rows(len(z), 20_000, "bytes")])          # of the bytes only: the cells are there
     return index
 
 # %% ../nbs/120_gallery.ipynb #8c98a714
@@ -127,6 +128,7 @@ class Gallery:
         if not 0 < recall < 1: raise ConfigError(f"recall={recall} must lie between 0 and 1")
         self.dim, self.calibration, self.recall, self.model = dim, calibration, recall, model
         self.vectors, self.rows = np.empty((0, dim), np.float32), pd.DataFrame({k: pd.Series(dtype=str) for k in KNOWN})
+        self.cameras, self.codes = {}, np.empty(0, np.int32)    # camera's name -> number; number of each vector's camera
         self.index, self.axes, self.probe = None, None, 0       # of the cells, if there are any
 
     def __len__(self): return len(self.rows)
@@ -143,20 +145,25 @@ class Gallery:
         wrong = [k for k, v in given.items() if v is not None and len(v) != len(x)]
         if paths is None or wrong: raise DataError(f"{len(x)} vectors with {'no' if paths is None else len(given[wrong[0]])} {wrong[0] if wrong else 'path'}s; give one for every vector")
         self.vectors = np.concatenate([self.vectors, x]) if len(self) else x
-        self.rows = pd.concat([self.rows, pd.DataFrame({k: [""]*len(x) if v is None else [str(w) for w in v] for k, v in given.items()})], ignore_index=True)
+        self._enlist(pd.DataFrame({k: [""]*len(x) if v is None else [str(w) for w in v] for k, v in given.items()}))
         if self.index is None and len(self) > EXACT or self.index is not None and len(self) > 4*(self.index.nlist/4)**2: self._divide()
         elif self.index is not None: self.index.add(x @ self.axes)
         return self
+
+    def _enlist(self, rows):
+        "Append what is known of vectors."
+        self.rows = pd.concat([self.rows, rows], ignore_index=True) if len(self) else rows
+        self.codes = np.concatenate([self.codes, np.array([self.cameras.setdefault(name, len(self.cameras)) for name in rows.camera], np.int32)])
 
     def _divide(self):
         "Make axes and cells, and find out how many cells a search needs."
         x = self.vectors
         self.axes = principal_axes(x)
         z = x @ self.axes
-        self.index = cell_index(cell_centres(z, round(4*len(x)**.5)))
+        self.index = cell_index(cell_centres(z, round(4*len(x)**.5)), z)
         self.index.add(z)
         some = some_rows(len(x), 500, "probe")
-        cameras = self.rows.camera.to_numpy()[some]
+        cameras = self.rows.camera.iloc[some].to_numpy()
         wanted = [(left_out, self._nearest(x[some], 11, left_out, True)[0][:, 1:]) for left_out in (np.full(len(some), ""), *([cameras] if len(set(cameras)) > 1 else []))]
         for self.probe in [*(2**i for i in range(30) if 2**i < self.index.nlist), self.index.nlist]:
             if all((self._nearest(x[some], 11, left_out)[0][:, 1:] >= true - 1e-6).mean() >= self.recall for left_out, true in wanted): break
@@ -164,10 +171,9 @@ class Gallery:
     def _nearest(self, x, k, left_out, exact=False):
         "Cosines and positions of the k best for each query, without the images of its left-out camera (empty: with all)."
         cosine, position = np.empty((len(x), k), np.float32), np.empty((len(x), k), np.int64)
-        cameras = self.rows.camera.to_numpy()
         for camera in dict.fromkeys(left_out):
             rows = np.flatnonzero(left_out == camera)
-            allowed = None if camera == "" else cameras != camera
+            allowed = None if camera == "" else self.codes != self.cameras.get(camera, -1)
             count = len(self) if allowed is None else int(allowed.sum())
             if exact or self.index is None or count <= EXACT: cosine[rows], position[rows] = best_of_all(x[rows], self.vectors, k, allowed)
             else:
@@ -241,7 +247,7 @@ class Gallery:
             if not fit or cells.shape != (count,) or cells.dtype != np.int64 or not ((cells >= 0) & (cells < len(centres))).all() or not 1 <= facts["probe"] <= len(centres): raise ValueError("cells that do not fit the vectors")
             out.index, out.axes, out.probe = filled_index(centres, x @ axes, cells), axes, facts["probe"]
         out.vectors = x
-        if count: out.rows = pd.DataFrame(columns, columns=list(KNOWN))
+        if count: out._enlist(pd.DataFrame(columns, columns=list(KNOWN)))
         return out
 
 # %% ../nbs/120_gallery.ipynb #43571eb4
@@ -264,7 +270,7 @@ def filled_index(
 ):
     "An inverted file with vectors in given cells."
     import faiss
-    index = cell_index(centres)
+    index = cell_index(centres, z)
     z, ids, cells = np.ascontiguousarray(z), np.arange(len(z)), np.ascontiguousarray(cells)
     index.add_core(len(z), faiss.swig_ptr(z), faiss.swig_ptr(ids), faiss.swig_ptr(cells))
     return index
