@@ -219,3 +219,17 @@ def test_help_has_examples_that_parse(capsys):
 def test_the_module_is_the_command():
     out = subprocess.run([sys.executable, "-m", "upl_reid.cli", "check", "nowhere at all"], capture_output=True, text=True)
     assert out.returncode == 1 and out.stderr.startswith("upl-reid check: nowhere at all") and "Traceback" not in out.stderr
+
+
+def test_the_command_is_installed():
+    "pyproject.toml names it; where the package is installed, as README does it, it is there."
+    import os
+    import tomllib
+    from importlib import import_module
+    from pathlib import Path
+    module, name = tomllib.loads((Path(__file__).parents[1]/"pyproject.toml").read_text())["project"]["scripts"]["upl-reid"].split(":")
+    assert getattr(import_module(module), name) is main
+    command = Path(sys.executable).with_name("upl-reid")
+    if not command.exists(): assert not os.environ.get("CI"); pytest.skip("the package is not installed here")
+    out = subprocess.run([command, "--help"], capture_output=True, text=True)
+    assert out.returncode == 0 and "upl-reid search" in out.stdout

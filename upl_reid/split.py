@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMATS', 'MAX_PIXELS', 'Unlabelled', 'Split', 'Domain', 'read_image']
 
-# %% ../nbs/08_split.ipynb #6722f79b
+# %% ../nbs/08_split.ipynb #ffb1576e
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from .core import DataError, to_numpy
 
-# %% ../nbs/08_split.ipynb #298a2864
+# %% ../nbs/08_split.ipynb #7a1a01d5
 def _column(
     values, # (N,) integers: sequence, array or tensor
     name: str, # what the column is called, for the message
@@ -28,7 +28,7 @@ def _column(
     column.setflags(write=False)
     return column
 
-# %% ../nbs/08_split.ipynb #8dc498ef
+# %% ../nbs/08_split.ipynb #abce7788
 @dataclass(frozen=True, eq=False, repr=False)
 class Unlabelled:
     "Images and cameras without identities: the target domain of Eq. 2. Raises `DataError` for columns of unequal length."
@@ -42,7 +42,7 @@ class Unlabelled:
     def __len__(self): return len(self.paths)
     def __repr__(self): return f"Unlabelled({len(self)} images, {len(np.unique(self.camids))} cameras)"
 
-# %% ../nbs/08_split.ipynb #1d32c4a6
+# %% ../nbs/08_split.ipynb #9f11fa06
 @dataclass(frozen=True, eq=False, repr=False)
 class Split:
     "Images, identities and cameras, row by row: the source domain of Eq. 1. Raises `DataError` for columns of unequal length."
@@ -70,7 +70,7 @@ class Split:
             raise DataError(f"selection of shape {rows.shape}, {rows.dtype}, does not fit {n} images; give a mask of {n} or indices from 0 to {n - 1}")
         return Split(tuple(self.paths[i] for i in rows), self.pids[rows], self.camids[rows])
 
-# %% ../nbs/08_split.ipynb #9c23282d
+# %% ../nbs/08_split.ipynb #480631e4
 @dataclass(frozen=True, eq=False)
 class Domain:
     "One camera network: training images, and queries to be found in a gallery of other people."
@@ -80,7 +80,7 @@ class Domain:
     gallery: Split # images to search, junk (-1) and distractors (0) included
     cameras: tuple = () # names of the cameras, where they have some
 
-# %% ../nbs/08_split.ipynb #2e3ea5c9
+# %% ../nbs/08_split.ipynb #240836bd
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 MAX_PIXELS = 50_000_000
 
