@@ -8,11 +8,13 @@ signal.signal(signal.SIGCHLD, signal.SIG_IGN)            # children that ended a
 import matplotlib
 matplotlib.use("Agg")
 import faiss, torch
+from PIL import Image
 from upl_reid.cli import main
 from upl_reid.runs import load_methods
 
 torch.set_num_threads(1)
 load_methods()
+Image.init()                # decoders are loaded when first used, which another user may not be allowed to
 
 
 def report(folder):

@@ -460,3 +460,17 @@ def test_pairing_is_by_run_and_query():
                                          (([1.], None, None, 10, 1.), ConfigError)])
 def test_bootstrap_refuses_what_it_cannot_resample(args, error):
     with pytest.raises(error): bootstrap_interval(*args)
+
+
+def test_scores_do_not_depend_on_how_torch_was_set():
+    "Autocast around the call, or a precision set by torch's newer names, must not change a rank."
+    g = torch.Generator().manual_seed(7)
+    q, G = torch.randn(12, 32, generator=g), torch.randn(60, 32, generator=g)
+    ids = torch.arange(12) % 6, torch.zeros(12, dtype=torch.int64), torch.arange(60) % 6, torch.arange(60) % 3
+    wanted = evaluate_retrieval(q, ids[0], ids[1], G, ids[2], ids[3])
+    with torch.autocast("cpu", torch.bfloat16): got = evaluate_retrieval(q, ids[0], ids[1], G, ids[2], ids[3])
+    np.testing.assert_array_equal(got.ap, wanted.ap)
+    def refuses(): raise RuntimeError("set by another name")
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(torch, "get_float32_matmul_precision", refuses)
+        np.testing.assert_array_equal(evaluate_retrieval(q, ids[0], ids[1], G, ids[2], ids[3]).ap, wanted.ap)

@@ -73,3 +73,42 @@ def test_feature_maps_cannot_be_shared(monkeypatch):
     method.encoder = torch.nn.Module()
     method.encoder.body = torch.nn.Identity()
     with pytest.raises(ConfigError, match="one process"): share_bodies(method)
+
+
+def test_norms_that_do_more_cannot_be_shared(monkeypatch):
+    "timm's norm with an activation inside would lose it."
+    import timm
+    from upl_reid.backbone import build_encoder
+    monkeypatch.setattr("upl_reid.parallel.processes", lambda: 2)
+    method = torch.nn.Module()
+    method.encoder = build_encoder("regnety_002", (64, 32), 16)
+    with pytest.raises(ConfigError, match="one process"): share_bodies(method)
+
+
+def test_too_few_images_to_share(monkeypatch):
+    "In evaluation everybody embeds them; in training it is refused."
+    from upl_reid.backbone import build_encoder
+    method = torch.nn.Module()
+    method.encoder = build_encoder("resnet18_ibn_a", (64, 32), 16).eval()
+    x = torch.rand(1, 3, 64, 32)
+    with torch.no_grad(): alone = method.encoder(x)
+    monkeypatch.setattr("upl_reid.parallel.processes", lambda: 2)
+    share_bodies(method)
+    with torch.no_grad(): torch.testing.assert_close(method.encoder(x), alone)
+    with pytest.raises(ConfigError, match="cannot be shared by 2"): method.train().encoder(x)
+
+
+def test_what_all_have_is_averaged_and_what_is_shared_is_summed(monkeypatch):
+    "Two processes that have rounded differently, played by one: the other's message is twice this one's."
+    import upl_reid.parallel as module
+    from upl_reid.backbone import build_encoder
+    method = torch.nn.Module()
+    method.encoder, method.head = build_encoder("micro", (48, 24), 8), torch.nn.Parameter(torch.ones(3))
+    monkeypatch.setattr(module, "processes", lambda: 2)
+    monkeypatch.setattr(module.dist, "all_reduce", lambda t, op=None: t.mul_(3))
+    share_bodies(method)
+    for p in method.parameters(): p.grad = torch.ones_like(p)
+    add_up(method)
+    body = {id(p) for p in method.encoder.body.parameters()}
+    for name, p in method.named_parameters(): assert (p.grad == (3. if id(p) in body else 1.5)).all(), name
+    assert module.averaged(torch.tensor([2.])).tolist() == [3.]

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from upl_reid.core import ConfigError
+from upl_reid.core import ConfigError, RunError
 from upl_reid.report import check_parameters, coerce, collect, compare, in_words, markdown, open_table, provenance, started_from, summarise, write_report
 from upl_reid.runs import Run, RunConfig, pretrainings
 
@@ -98,7 +98,7 @@ def test_reports_are_whole_or_not_there(tmp_path):
     assert (tmp_path/"reports/t.png").read_bytes() == first             # byte-stable, so a rerun leaves git quiet
     class Bad:
         def savefig(self, *a, **k): raise OSError("disk full")
-    with pytest.raises(OSError): write_report("t", tmp_path/"reports", "# changed", frame, Bad())
+    with pytest.raises(RunError, match="disk full"): write_report("t", tmp_path/"reports", "# changed", frame, Bad())
     assert (tmp_path/"reports/t.md").read_text() == "# T\n" and not list((tmp_path/"reports").glob(".*"))
 
 

@@ -108,7 +108,7 @@ def extra_resident(
 # %% ../nbs/96_cost.ipynb #7fafabf9
 class Reads(TorchDispatchMode):
     "Counts the operations whose result the program itself must read, by name, and the bytes that all operations read and write."
-    waiting = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive", "aten::bincount"}
+    waiting = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive", "aten::bincount", "aten::repeat_interleave"}
 
     def __init__(self):
         super().__init__()

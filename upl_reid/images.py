@@ -52,7 +52,8 @@ def scratch_file(
 ) -> np.ndarray: # uint8 memory map
     "An array in a file that has no name and is gone with the array, even if the process is killed."
     with tempfile.TemporaryFile(dir=folder) as file:
-        file.truncate(math.prod(shape))
+        if hasattr(os, "posix_fallocate"): os.posix_fallocate(file.fileno(), 0, math.prod(shape))     # an error now, instead of a process that is gone when a sparse file finds no room
+        else: file.truncate(math.prod(shape))
         return np.memmap(file, np.uint8, "r+", shape=shape)
 
 class ImageBank:

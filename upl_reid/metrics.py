@@ -247,11 +247,13 @@ def evaluate_retrieval(
     query, gallery = _features(query, "query"), _features(gallery, "gallery")
     if query.shape[1] != gallery.shape[1]: raise DataError(f"query features have {query.shape[1]} dimensions, gallery features {gallery.shape[1]}; "
                                                            "take both from the same model")
-    single = torch.float32 if torch.get_float32_matmul_precision() == "highest" else torch.float64     # otherwise torch may round products to 10 or 7 bits
+    try: whole = torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError: whole = False          # set by torch's newer names, of which this one knows nothing
+    single = torch.float32 if whole else torch.float64     # torch may round products to 10 or 7 bits
     q, g = (_unit_rows(x, single) for x in (query, gallery))
     slack = (2*q.shape[1] + 16)*torch.finfo(single).eps/2 + 2.0**-39             # of 2 - 2 x.y for |x| = |y| = 1, added in whatever order
     def rows(start, stop): return (q[start:stop] @ g.T).mul_(-2).add_(2), slack, lambda i, j: _pair_distances(query, gallery, start + i, j)
-    return _evaluate(rows, (query_pids, query_camids, gallery_pids, gallery_camids), (len(query), len(gallery)), ranks)
+    with torch.autocast(q.device.type, enabled=False): return _evaluate(rows, (query_pids, query_camids, gallery_pids, gallery_camids), (len(query), len(gallery)), ranks)
 
 # %% ../nbs/80_metrics.ipynb #aaf94934
 def _smallest(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['processes', 'rank', 'joined', 'agreed', 'share_of', 'Gather', 'Total', 'whole_batches', 'sharing', 'SharedNorm',
-           'SharedBody', 'share_bodies', 'add_up', 'check_agreement']
+           'SharedBody', 'share_bodies', 'add_up', 'averaged', 'check_agreement']
 
 # %% ../nbs/85_parallel.ipynb #198f09dd
 import contextlib, os
@@ -121,7 +121,8 @@ class SharedNorm:
 class SharedBody:
     "What an encoder's body becomes: a share goes in, the whole comes out."
     def forward(self, images):
-        if not sharing(): return super().forward(images)
+        if not sharing() or (not self.training and len(images) < processes()): return super().forward(images)        # a handful is embedded by everyone
+        if len(images) < processes(): raise ConfigError(f"a batch of {len(images)} images cannot be shared by {processes()} processes; use fewer processes or larger batches")
         return Gather.apply(super().forward(share_of(images, rank(), processes())), len(images))
 
 def _become(module, kind): module.__class__ = type(f"{kind.__name__}{type(module).__name__}", (kind, type(module)), {})
@@ -136,19 +137,30 @@ def share_bodies(
         if hasattr(m, "body") and not isinstance(m, Encoder): raise ConfigError(f"{type(m).__name__} needs feature maps of whole batches; train this method in one process")
     for body in bodies:
         for norm in [m for m in body.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]:
-            if not (norm.affine and norm.track_running_stats and norm.momentum is not None): raise ConfigError(f"{norm} cannot be shared; train this method in one process")
+            plain = type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) and norm.affine and norm.track_running_stats and norm.momentum is not None
+            if not plain: raise ConfigError(f"{type(norm).__name__} is more than a batch norm and cannot be shared; train this network in one process")
             _become(norm, SharedNorm)
         _become(body, SharedBody)
 
 def add_up(
     method: nn.Module, # after a backward pass
 ):
-    "Replace the gradient of every parameter of a shared body by its sum over the processes, in one message."
-    with_gradient = [p.grad for m in method.modules() if isinstance(m, SharedBody) for p in m.parameters() if p.grad is not None]
-    if processes() == 1 or not with_gradient: return
-    flat = torch.cat([g.flatten() for g in with_gradient])
+    "Make gradients common, in one message: summed for a shared body, averaged elsewhere, where the processes have done the same but may have rounded differently."
+    if processes() == 1: return
+    shared = {id(p) for m in method.modules() if isinstance(m, SharedBody) for p in m.parameters()}
+    with_gradient = [(p.grad, 1 if id(p) in shared else processes()) for p in method.parameters() if p.grad is not None]
+    flat = torch.cat([g.flatten() for g, _ in with_gradient])
     dist.all_reduce(flat)
-    for g, new in zip(with_gradient, flat.split([g.numel() for g in with_gradient])): g.copy_(new.view_as(g))
+    for (g, parts), new in zip(with_gradient, flat.split([g.numel() for g, _ in with_gradient])): g.copy_(new.view_as(g)/parts)
+
+def averaged(
+    value: Tensor, # that all processes have computed
+) -> Tensor: # the same everywhere
+    "The mean over the processes: what each has computed alone, without the differences of rounding."
+    if processes() == 1: return value
+    out = value.clone()
+    dist.all_reduce(out)
+    return out/processes()
 
 # %% ../nbs/85_parallel.ipynb #84319e07
 def check_agreement(

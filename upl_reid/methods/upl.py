@@ -23,7 +23,7 @@ from ..losses import soft_cross_entropy, supervised_contrastive, weighted_triple
 from ..memory import MemoryBank, cross_camera_info_nce, queue_size
 from .baseline import global_labels
 from ..mixup import choose_partners, mix, mixed_weight, sample_lambda
-from ..parallel import whole_batches
+from ..parallel import averaged, whole_batches
 from ..srmo import SRMO, meta_gradient
 from ..train import Batch, Method, PseudoLabels, register, unknown
 from ..uncertainty import fit_components, fit_mixture, soft_labels, uncertainty_weight
@@ -225,7 +225,7 @@ def loss_weight_gradient(
     def embed(p, x): return torch.func.functional_call(method.encoder, {**p, **{k: b.clone() for k, b in method.encoder.named_buffers()}}, (x,))
     def train_losses(p): return method.srmo.stack(method.losses(embed(p, batch.images), batch))
     def meta_loss(p): return supervised_contrastive(embed(p, images), truth)
-    with whole_batches(): return meta_gradient(train_losses, meta_loss, parameters, method.srmo.weights(), batch.lr, method.settings.at)[0]
+    with whole_batches(): return averaged(meta_gradient(train_losses, meta_loss, parameters, method.srmo.weights(), batch.lr, method.settings.at)[0])
 
 # %% ../../nbs/methods/upl.ipynb #36b4a3c4
 @torch.no_grad()
