@@ -7,14 +7,15 @@ from pathlib import Path
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)            # children that ended are gone
 import matplotlib
 matplotlib.use("Agg")
-import faiss, torch
+import faiss, io, pandas, torch
 from PIL import Image
 from upl_reid.cli import main
 from upl_reid.runs import load_methods
 
 torch.set_num_threads(1)
 load_methods()
-Image.init()                # decoders are loaded when first used, which another user may not be allowed to
+Image.init()                                             # what is loaded when first used, another user may not be allowed to load
+pandas.DataFrame({"a": [1]}).to_csv(io.StringIO())
 
 
 def report(folder):
