@@ -17,9 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
-from .core import ConfigError, DataError, RunError, write_atomic
-from .data import load_domain
-from .embedder import RATES, Calibration, Embedder, as_pixels, calibrate
+from .core import ConfigError, DataError, write_atomic
+from .embedder import RATES, Calibration, Embedder, as_pixels, calibrate_run
 from .export import export_onnx, model_card
 from .folder import as_domain, check_images, in_chunks, list_images, readable, report_in_words, write_table
 from .gallery import Gallery, draw_hits
@@ -103,11 +102,12 @@ def adapt(
     if report["unreadable"]: raise DataError(f"{len(report['unreadable'])} files cannot be read, first {report['unreadable'][0]['why']}")
     table = write_table(images, store_root()/"tables"/f"{fingerprint(domain)}.csv")         # from here on, crops that arrive meanwhile don't count
     roots = {**_roots(a), "folder": str(table)}
-    begun = len(read_rows(run_path(config, roots, store_root())/"history.jsonl"))
-    print(f"run {run_path(config, roots, store_root()).name}: {f'{begun} epochs are done already' if begun else 'begins'}", file=sys.stderr, flush=True)
+    path = run_path(config, roots, store_root())                # once: it reads all crops
+    begun = len(read_rows(path/"history.jsonl"))
+    print(f"run {path.name}: {f'{begun} epochs are done already' if begun else 'begins'}", file=sys.stderr, flush=True)
     run = get_run(config, device=a.device, roots=roots, progress=not a.json)
     embedder, quality = Embedder.load(run, a.device), run_quality(run, domain.train.camids)
-    try: embedder = embedder.calibrated(calibrate(embedder.embed(domain.train.paths), run.rounds(1)[-1]["labels.hard"], domain.train.camids))
+    try: embedder = embedder.calibrated(calibrate_run(embedder, run, domain.train))
     except DataError as e: quality["warnings"].append(f"cosines could not be calibrated: {e}")
     embedder.save(out)
     words, card = quality_in_words(quality), out.with_name(out.name + ".md")

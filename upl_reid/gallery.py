@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .core import ConfigError, DataError, seed_for
-from .embedder import Calibration
+from .embedder import STRANGE, Calibration
 from .folder import readable
 from .runs import write_tensors
 from .split import read_image
@@ -224,12 +224,11 @@ class Gallery:
     ) -> "Gallery":
         "Read a gallery. Raises `DataError` for a file that is damaged or something else."
         path = Path(path)
-        strange = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, OSError)       # what a file from elsewhere can make of a parser
         if not path.is_file(): raise DataError(f"there is no gallery {path}; make it with `upl-reid index`")
         try:
             with safe_open(path, "np") as f: facts, tensors = json.loads((f.metadata() or {})["upl_reid_gallery"]), {k: f.get_tensor(k) for k in f.keys()}
             return cls._from(facts, tensors)
-        except (SafetensorError, *strange) as e: raise DataError(f"{path} is no gallery of this version ({readable(e)}); build it again with `upl-reid index`") from None
+        except (SafetensorError, *STRANGE) as e: raise DataError(f"{path} is no gallery of this version ({readable(e)}); build it again with `upl-reid index`") from None
 
     @classmethod
     def _from(cls, facts, tensors):
