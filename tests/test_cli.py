@@ -198,6 +198,28 @@ def test_unreadable_crops_stop_before_training(home, capsys, tmp_path):
     assert code == 1 and "bad.jpg" in error and not (tmp_path/"runs").exists()
 
 
+def test_too_few_crops_stop_before_training(capsys, tmp_path):
+    for i in range(12):
+        (tmp_path/f"crops/cam{i % 2}").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 40), (20*i, 0, 0)).save(tmp_path/f"crops/cam{i % 2}/{i}.png")
+    code, _, error = said(capsys, "adapt", tmp_path/"crops", tmp_path/"m.safetensors", "--preset", "tiny")
+    assert code == 1 and "12 different pictures" in error and "100" in error and not (tmp_path/"runs").exists()
+
+
+def test_words_for_people(home, capsys, tmp_path):
+    "Columns have headings and stand below each other; thresholds say what passes them."
+    query = sorted((home/"mine/search/cam1").glob("q*.jpg"))[0]
+    code, out, _ = said(capsys, "search", home/"model.safetensors", home/"mine/search", query, "-k", 12, "--device", "cpu", "--picture", tmp_path/"hits.png")
+    head, titles, *hits, picture = out.splitlines()
+    assert code == 0 and head == f"{query}, outside camera cam1:" and titles.split() == ["rank", "cosine", "probability", "camera", "path"] and len(hits) == 12
+    for column in ("cosine", "camera", "path"): assert all(line[titles.index(column) - 1] == " " != line[titles.index(column)] for line in hits)
+    assert picture == f"picture: {tmp_path/'hits.png'}, the first 10 hits of each"
+    assert said(capsys, "search", home/"model.safetensors", home/"mine/search", "-k", 2, "--device", "cpu")[1].startswith("no picture was given to look for, so 6 out of the gallery are\n")
+    code, out, _ = said(capsys, "evaluate", home/"model.safetensors", home/"mine/truth.csv", "--device", "cpu")
+    facts = json.loads(said(capsys, "evaluate", home/"model.safetensors", home/"mine/truth.csv", "--device", "cpu", "--json")[1])
+    assert f"mAP {100*facts['mAP']:.1f} %, mINP" in out and f"false-match rate of 1 %: passed by {100*facts['false matches at 0.01']:.2f} % of the pairs of different people and {100*facts['true matches at 0.01']:.1f} % of the pairs of one person" in out
+
+
 def test_a_broken_command_line_is_code_2(capsys):
     for arguments in ([], ["nonsense"], ["check"], ["adapt", "x"], ["search", "m", "g", "-k", "many"]):
         with pytest.raises(SystemExit) as e: main(arguments)

@@ -1,6 +1,7 @@
 """One's own crops: folders, tables and pictures as users and attackers have them; each row of the input matrix has its test here or beside it."""
 import io
 import os
+import shutil
 import struct
 import time
 import zlib
@@ -317,10 +318,18 @@ def test_check_of_good_crops(tmp_path):
     assert report_in_words(report).endswith("enough to train on")
 
 
-@pytest.mark.parametrize("options, says", [(dict(count=30), "too few"), (dict(cameras=1, count=100), "no cameras"), (dict(copies=40), "copies"), (dict(size=(8, 16)), "pixels high"), (dict(size=(40, 40)), "as wide as high"), (dict(cameras=10), "12 pictures only")])
+@pytest.mark.parametrize("options, says", [(dict(count=30), "too few"), (dict(cameras=1, count=100), "all pictures are from camera 'cam0'"), (dict(copies=40), "copies"), (dict(size=(8, 16)), "pixels high"), (dict(size=(40, 40)), "as wide as high"), (dict(cameras=10), "few pictures from camera 'cam3', 12")])
 def test_check_says_what_is_missing(tmp_path, options, says):
     report = check_images(list_images(crops(tmp_path, **options)))
     assert any(says in a for a in report["advice"]) and says in report_in_words(report)
+    assert report_in_words(report).splitlines()[-1] == ("enough pictures to train on, but mind the notes" if report["sufficient"] else "NOT enough to train on") and report["sufficient"] == (report["readable"] - report["copies"] >= 100)
+
+
+def test_check_tells_one_camera_from_none(tmp_path):
+    crops(tmp_path/"named", cameras=1)
+    shutil.copytree(tmp_path/"named/cam0", tmp_path/"bare")
+    named, bare = (check_images(list_images(tmp_path/n))["advice"] for n in ("named", "bare"))
+    assert len(named) == len(bare) == 1 and named[0].startswith("all pictures are from camera 'cam0'") and bare[0].startswith("no cameras are known")
 
 
 def test_check_names_unreadable_files(tmp_path):

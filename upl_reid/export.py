@@ -76,7 +76,7 @@ CARD = """# Model card: {title}
 
 ## What it does
 
-Turns a picture of one whole person into {dim} numbers, so that pictures of the same person from different cameras lie close together. It was adapted to the cameras named above **without labels**: nobody has checked on these cameras how often it is right, unless figures are given below.
+Turns a picture of one whole person into {dim} numbers, so that pictures of the same person from different cameras lie close together. It was adapted to the cameras of its target **without labels**: nobody has checked on these cameras how often it is right, unless figures are given below.
 
 ## How it was judged
 
@@ -89,7 +89,7 @@ Finding again, among pictures of the *same cameras and the same hours*, a person
 ## What it is not for
 
 - Naming people. It knows clothing and build, not who somebody is. With other clothes, the same person is another one.
-- Deciding anything about a person without a human who checks. Every threshold lets wrong pairs through; the card of a search says how many to expect.
+- Deciding anything about a person without a human who checks. Every threshold lets wrong pairs through. Thresholds for a stated false-match rate are learnt from pseudo-labels; where true identities were known (nbs/signs.ipynb), 1.5 to 3 times as many wrong pairs came through as stated.
 - Other cameras, seasons or countries than it was adapted to, without adapting and judging again.
 - Groups of people that were rare in the training pictures: errors are not spread evenly, and without labels nobody can tell how they are spread. Measure it before use.
 

@@ -103,7 +103,7 @@ def warnings_of(
 ) -> list: # of sentences, empty if nothing is out of the ordinary
     "What in the signs speaks against a run."
     q, said = quality, []
-    if q["clusters"] < 2: said.append(f"{q['clusters']} cluster is left: the labels say nothing about people")
+    if q["clusters"] < 2: said.append(f"clusters left: {q['clusters']}; the labels say nothing about people")
     if q["largest"] > .5: said.append(f"one cluster has {100*q['largest']:.0f} % of all images: many people were taken for one")
     if q["used"] < LIMITS["used"]: said.append(f"only {100*q['used']:.0f} % of the images are in a cluster: the others were never trained on")
     if q["effective_rank"] < LIMITS["effective_rank"] or q["random_cosine"] > LIMITS["random_cosine"]: said.append(f"features have collapsed: they use {q['effective_rank']:.1f} directions, and two random images have a cosine of {q['random_cosine']:.2f}")
@@ -125,7 +125,7 @@ def quality_in_words(
 ) -> str: # several lines
     "The signs for people."
     q = quality
-    lines = [f"{q['clusters']:,} clusters of {q['images']:,} images, {100*q['used']:.0f} % used, half of them of {q['images_a_cluster']:.0f} images or more"]
+    lines = [f"clusters: {q['clusters']:,}, half of them of {q['images_a_cluster']:.0f} images or more; {100*q['used']:.0f} % of {q['images']:,} images are in one"]
     if q["stability"] == q["stability"]: lines.append(f"stability from the last round but one: {q['stability']:.2f} (1: the same clusters)")
     if q["cross_camera"] == q["cross_camera"]: lines.append(f"clusters seen by two cameras or more: {100*q['cross_camera']:.0f} %")
     if q["confidence"] == q["confidence"]: lines.append(f"confidence {100*q['confidence']:.0f} %, calibration error against labels that stayed {100*q['confidence_error']:.1f} %")

@@ -460,7 +460,7 @@ def waiting_lock(
     except Timeout:                                          # before OSError, of which it is a kind
         print(f"another process is working on {what}; waiting for it", file=sys.stderr, flush=True)
         lock.acquire()
-    except OSError as e: raise RunError(f"cannot lock {path} ({e.strerror or e}); point UPL_REID_RUNS at a folder that can be written to") from e
+    except OSError as e: raise RunError(f"cannot lock {path} ({e.strerror or e}); its folder must be one that can be written to (that of the runs is named by UPL_REID_RUNS)") from e
     try: yield
     finally: lock.release()
 
