@@ -12,7 +12,7 @@ from PIL import Image
 
 from upl_reid import images as module
 from upl_reid.core import DataError, seeded
-from upl_reid.images import IMAGENET_MEAN, IMAGENET_STD, Augmenter, ImageBank, augmenter, decode, free_bytes, identity_order, plan_batches, prepare
+from upl_reid.images import IMAGENET_MEAN, IMAGENET_STD, Augmenter, ImageBank, augmenter, decode, free_bytes, group_room, identity_order, plan_batches, prepare
 
 SIZE = (12, 6)
 
@@ -137,7 +137,27 @@ def test_half_of_what_is_free_is_the_default_limit(paths, monkeypatch):
 @pytest.mark.skipif(not Path("/proc/meminfo").is_file(), reason="only Linux tells")
 def test_free_memory_is_what_linux_calls_available():
     psutil = pytest.importorskip("psutil")
-    assert free_bytes(torch.device("cpu")) == pytest.approx(psutil.virtual_memory().available, rel=.25)
+    assert free_bytes(torch.device("cpu")) == pytest.approx(min(psutil.virtual_memory().available, group_room()), rel=.25)
+
+
+@pytest.mark.parametrize("line, top, names", [("0::/jobs/7/step", "", ("memory.max", "memory.current", "inactive_file")), ("4:memory:/jobs/7/step", "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"))])
+def test_a_batch_job_has_the_memory_that_it_was_given(tmp_path, monkeypatch, line, top, names):
+    "The limit may lie on the group itself or on one around it; the least room counts."
+    (tmp_path/"cgroup").write_text(f"3:cpuset:/\n{line}\n")
+    def group(path, most, taken, cache):
+        (tmp_path/"fs"/top/path).mkdir(parents=True, exist_ok=True)
+        for name, text in zip((names[0], names[1], "memory.stat"), (f"{most}\n", f"{taken}\n", f"anon 3\n{names[2]} {cache}\nactive_file 1\n")): (tmp_path/"fs"/top/path/name).write_text(text)
+    room = lambda: group_room(tmp_path/"cgroup", tmp_path/"fs")
+    assert room() == float("inf")
+    group("jobs/7/step", 2**63 - 4096 if top else "max", 100, 0)
+    assert room() > 2**62
+    group("jobs/7", 1000, 600, 50)
+    assert room() == 450
+    group("jobs", 5000, 4900, 20)
+    assert room() == 120
+    import upl_reid.images as module
+    monkeypatch.setattr(module, "group_room", room)
+    assert free_bytes(torch.device("cpu")) == 120
 
 
 def test_changing_a_batch_leaves_the_bank_alone(paths):

@@ -9,6 +9,7 @@ __all__ = ['processes', 'rank', 'joined', 'agreed', 'share_of', 'Gather', 'Total
 # %% ../nbs/85_parallel.ipynb #198f09dd
 import contextlib, os
 from contextvars import ContextVar
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -37,7 +38,7 @@ def joined(
         yield
         return
     from accelerate import PartialState                      # here, because it is of no use to a single process
-    state = PartialState(cpu=device == "cpu")
+    state = PartialState(cpu=device == "cpu", timeout=timedelta(days=1))     # process 0 may wait for another job's lock, or measure a million images: the usual ten minutes are for less
     try: yield
     finally: state.destroy_process_group()
 
