@@ -198,6 +198,92 @@ def test_unreadable_crops_stop_before_training(home, capsys, tmp_path):
     assert code == 1 and "bad.jpg" in error and not (tmp_path/"runs").exists()
 
 
+def test_a_slip_costs_no_picture_and_no_model(home, capsys, tmp_path):
+    "A file that is there is replaced only by one of its kind: what the command itself wrote before."
+    import shutil
+    shutil.copytree(home/"mine/search", tmp_path/"s")
+    shutil.copyfile(home/"model.safetensors", tmp_path/"m.safetensors")
+    (tmp_path/"plot.png").write_bytes(sorted((tmp_path/"s/cam1").iterdir())[0].read_bytes())
+    (tmp_path/"other.csv").write_text("mine\n"); (tmp_path/"other.onnx").write_bytes(b"onnx")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    picture = sorted((tmp_path/"s/cam1").iterdir())[0]
+    for arguments in (("search", tmp_path/"m.safetensors", tmp_path/"s", "--picture", picture), ("search", tmp_path/"m.safetensors", tmp_path/"s", "--picture", tmp_path/"plot.png"), ("check", tmp_path/"s", "--table", tmp_path/"m.safetensors"),
+                      ("check", tmp_path/"s", "--table", picture), ("check", tmp_path/"s", "--table", tmp_path/"other.csv"), ("export", tmp_path/"m.safetensors", tmp_path/"other.onnx"), ("adapt", tmp_path/"s", "/proc/m.safetensors"), ("adapt", tmp_path/"s", tmp_path/"m.safetensors/x.safetensors"), ("index", tmp_path/"m.safetensors", tmp_path/"s", "/proc/g.safetensors")):
+        code, _, error = said(capsys, *arguments)
+        assert code == 1 and len(error) < 300, arguments
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert [said(capsys, "check", tmp_path/"s", "--table", tmp_path/"t.csv")[0] == 1 for _ in range(2)] == [False, True]
+    for _ in range(2):
+        for kind in ("png", "pdf"): assert said(capsys, "search", tmp_path/"m.safetensors", tmp_path/"s", "-k", 2, "--device", "cpu", "--picture", tmp_path/f"hits.{kind}")[0] == 0
+
+
+def test_search_tells_what_it_left_out(home, capsys, tmp_path):
+    import shutil
+    shutil.copytree(home/"mine/search", tmp_path/"s")
+    query, bad = sorted((tmp_path/"s/cam1").iterdir())[:2]
+    bad.write_bytes(b"junk")
+    code, out, _ = said(capsys, "search", home/"model.safetensors", tmp_path/"s", query, "-k", 2, "--device", "cpu")
+    assert code == 3 and "left out: cannot read the image" in out and bad.name in out
+    assert len(json.loads(said(capsys, "search", home/"model.safetensors", tmp_path/"s", query, "-k", 2, "--device", "cpu", "--json")[1])["left_out"]) == 1
+    for p in (tmp_path/"s").rglob("*.jpg"): p.write_bytes(b"junk")
+    code, _, error = said(capsys, "search", home/"model.safetensors", tmp_path/"s", query, "--device", "cpu")
+    assert code == 1 and "can be read" in error
+
+
+def test_a_picture_of_many_queries_shows_the_first(home, capsys, tmp_path):
+    "Rows cost seconds; camera names are names, not formulas."
+    import shutil
+    shutil.copytree(home/"mine/search/cam1", tmp_path/"s/a$\\frac{$"); shutil.copytree(home/"mine/search/cam2", tmp_path/"s/摄像头")
+    queries = sorted((home/"mine/search").rglob("*.jpg"))[:30]
+    code, out, _ = said(capsys, "search", home/"model.safetensors", tmp_path/"s", *queries, "-k", 2, "--device", "cpu", "--picture", tmp_path/"hits.png")
+    assert code == 0 and out.splitlines()[-1].endswith("the first 12 queries") and Image.open(tmp_path/"hits.png").height < 3000
+
+
+def test_methods_that_cannot_adapt_stop_before_training(home, capsys, tmp_path):
+    for method in ("direct", "oracle"):
+        code, _, error = said(capsys, "adapt", home/"mine/crops", tmp_path/"m.safetensors", "--preset", "tiny", "--method", method)
+        assert code == 1 and method in error and not (tmp_path/"runs").exists()
+
+
+def test_a_gallery_that_knows_other_cameras_says_so(home, capsys, tmp_path):
+    bare = said(capsys, "index", home/"model.safetensors", home/"mine/search/cam1", tmp_path/"g.safetensors", "--device", "cpu")
+    assert bare[0] == 3 and "no cameras are known" in bare[1]
+    code, out, _ = said(capsys, "index", home/"model.safetensors", home/"mine/search", tmp_path/"g.safetensors", "--device", "cpu")
+    assert code == 3 and f"{len(list((home/'mine/search/cam1').iterdir()))} pictures are in the gallery with another camera" in out and "(unknown) there, cam1 now" in out
+
+
+def test_names_of_every_kind_go_through_adapt(home, capsys, tmp_path):
+    "Two names of one picture, bytes that are no text; a finished run says that it is finished; a pattern finds cameras."
+    import os, shutil
+    shutil.copytree(home/"mine/crops", tmp_path/"crops")
+    first, second = sorted((tmp_path/"crops/cam1").iterdir())[:2]
+    (tmp_path/"crops/cam1/twin.jpg").symlink_to(first)
+    os.rename(second, os.fsencode(tmp_path) + b"/crops/cam1/\xff.jpg")
+    arguments = ("adapt", tmp_path/"crops", tmp_path/"m.safetensors", "--preset", "tiny", "--device", "cpu", "--method", "dbscan")
+    assert said(capsys, *arguments)[0] in (0, 3)
+    assert main([str(a) for a in arguments]) in (0, 3) and "is finished already" in capsys.readouterr().err
+    assert main([*map(str, arguments), "--pattern", r"(?P<cam>\d)/"]) in (0, 3) and "4 cameras: 1 " in capsys.readouterr().err
+
+
+def test_a_device_that_computes_nothing(home, capsys):
+    for device in ("meta", "warp drive"):
+        code, _, error = said(capsys, "search", home/"model.safetensors", home/"mine/search", "-k", 1, "--device", device)
+        assert code == 1 and device in error and len(error) < 300
+
+
+def test_output_that_cannot_be_written(home, tmp_path):
+    "Into a full device: one sentence. Into `head`: nothing to complain about. In an encoding without the letters: their codes."
+    import os, shutil
+    command = f"{sys.executable} -m upl_reid.cli"
+    run = lambda line, **env: subprocess.run(["bash", "-c", line], capture_output=True, text=True, env={**os.environ, **env})
+    full = run(f"{command} check {home/'mine/crops'} > /dev/full")
+    assert full.returncode == 1 and full.stderr.startswith("upl-reid check:") and len(full.stderr.splitlines()) == 1
+    assert run(f"{command} search {home/'model.safetensors'} {home/'mine/search'} -k 1000 --device cpu | head -1").stderr == ""
+    shutil.copytree(home/"mine/search/cam1", tmp_path/"s/摄像头")
+    latin = run(f"{command} check {tmp_path/'s'}", PYTHONIOENCODING="latin-1")
+    assert latin.returncode == 3 and "\\u6444" in latin.stdout and "Traceback" not in latin.stderr
+
+
 def test_too_few_crops_stop_before_training(capsys, tmp_path):
     for i in range(12):
         (tmp_path/f"crops/cam{i % 2}").mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from PIL import Image
 import upl_reid.folder as module
 from upl_reid.core import DataError
 from upl_reid.data import load_domain
-from upl_reid.folder import (MAX_ROWS, as_domain, check_images, complain, find_images, list_images, load_folder, natural, read_folder, read_table, readable, report_in_words,
+from upl_reid.folder import (MAX_ROWS, as_domain, check_images, complain, find_images, list_images, load_folder, natural, overlooked, read_folder, read_table, readable, report_in_words,
                              write_table)
 from upl_reid.split import MAX_PIXELS, read_image
 
@@ -97,6 +97,51 @@ def test_links_are_not_followed_in_circles(tmp_path):
     (tmp_path/"cam1/self.jpg").symlink_to(tmp_path/"cam1/self.jpg")
     (tmp_path/"cam1/gone.jpg").symlink_to(tmp_path/"nowhere.jpg")
     assert [p.as_posix() for p in find_images(tmp_path)] == ["cam1/a.jpg"]
+
+
+def test_what_is_not_read_is_told(tmp_path):
+    "Links to folders and formats that are not decoded; nothing else, and nothing for a table."
+    picture(tmp_path/"crops/cam1/a.jpg"); picture(tmp_path/"pool/b.jpg"); picture(tmp_path/"crops/.hidden/c.tif.jpg")
+    assert overlooked(tmp_path/"crops") == []
+    (tmp_path/"crops/cam2").symlink_to(tmp_path/"pool", target_is_directory=True)
+    for name in ("x.TIF", "y.gif"): (tmp_path/"crops/cam1"/name).write_bytes(b"")
+    links, others = overlooked(tmp_path/"crops")
+    assert "1 left out, first cam2" in links and "2 left out, first cam1/x.TIF" in others
+    assert check_images(list_images(tmp_path/"crops"), overlooked(tmp_path/"crops"))["advice"][:2] == [links, others]
+    assert overlooked(write_table(list_images(tmp_path/"crops"), tmp_path/"t.csv")) == []
+
+
+def test_a_written_table_is_the_same_images(tmp_path):
+    "Two names of one picture, bytes that are no text, spaces around a name: `adapt` writes and reads such a table each time."
+    picture(tmp_path/"crops/cam1/a.jpg"); picture(tmp_path/"crops/cam2/ b .jpg")
+    (tmp_path/"crops/cam1/twin.jpg").symlink_to(tmp_path/"crops/cam1/a.jpg")
+    odd = os.fsencode(tmp_path/"crops") + b"/c\xff"
+    os.mkdir(odd); picture(Path(os.fsdecode(odd + b"/\xfe.jpg")))
+    images = list_images(tmp_path/"crops")
+    for table in (tmp_path/"crops/t.csv", tmp_path/"elsewhere/t.csv"):
+        again = read_table(write_table(images, table))
+        assert [p.absolute() for p in again.path] == [p.absolute() for p in images.path] and again.camid.tolist() == images.camid.tolist() and len(again) == 4
+
+
+def test_folders_that_differ_by_spaces_only_are_refused(tmp_path):
+    for name in ("cam1", " cam1", "cam2 "): picture(tmp_path/name/"a.jpg")
+    assert "'cam1'" in fault(load_folder, tmp_path)
+    shutil.rmtree(tmp_path/" cam1")
+    assert load_folder(tmp_path).cameras == ("cam1", "cam2")
+
+
+def test_a_line_that_is_no_csv_or_no_text_is_named_beside_the_others(tmp_path):
+    for n in "abc": picture(tmp_path/f"{n}.jpg")
+    (tmp_path/"quotes.csv").write_text('path,camid\na.jpg,1\nabsent.jpg,2\n"b.jpg" ,1\nc.jpg,1\n')
+    said = fault(read_table, tmp_path/"quotes.csv")
+    assert "2 faults" in said and "line 3 names absent.jpg" in said and "line 4 cannot be divided" in said
+    (tmp_path/"latin.csv").write_bytes("path,camid\na.jpg,büro\nb.jpg,2\ncafé.jpg,3\n".encode("latin-1"))
+    said = fault(read_table, tmp_path/"latin.csv")
+    assert "2 faults" in said and "line 2 is not in UTF-8" in said and "line 4 is not in UTF-8" in said
+    (tmp_path/"semicolon.csv").write_text("path;camid\na.jpg;1\n")
+    assert "commas" in fault(read_table, tmp_path/"semicolon.csv")
+    (tmp_path/"windows.csv").write_text("path,camid\ncam1\\a.jpg,1\n")
+    assert "separate folders with /" in fault(read_table, tmp_path/"windows.csv")
 
 
 def test_pipes_and_devices_are_no_images(tmp_path):
@@ -288,6 +333,18 @@ def test_pictures_that_look_the_same(tmp_path, content, near):
     assert image.mode == "RGB" and image.size == (40, 80)
     pixels = np.asarray(image).astype(int)
     assert abs(pixels[:18] - 255).max() <= near and abs(pixels[24:]).max() <= near
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_undone_whatever_else_exif_says(tmp_path, orientation):
+    "As PIL turns it; but a resolution written as text, which PIL cannot write again, is no reason to refuse a picture."
+    from PIL import ImageOps
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path/"a.png", exif=turned(orientation))
+    assert np.array_equal(np.asarray(read_image(tmp_path/"a.png")), np.asarray(ImageOps.exif_transpose(Image.open(tmp_path/"a.png"))))
+    block = b"II*\0\x08\0\0\0\x02\0" + struct.pack("<HHII", 274, 3, 1, orientation) + struct.pack("<HHI4s", 282, 2, 3, b"72\0\0") + b"\0\0\0\0"
+    Image.fromarray(pixels).save(tmp_path/"b.png", exif=b"Exif\0\0" + block)
+    assert np.array_equal(np.asarray(read_image(tmp_path/"b.png")), np.asarray(read_image(tmp_path/"a.png")))
 
 
 @settings(max_examples=300)

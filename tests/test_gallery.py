@@ -104,6 +104,25 @@ def test_every_kind_of_picture_gives_the_vectors_of_the_run(run, saved, store, t
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
 
+def test_an_opened_picture_is_the_picture_of_its_path(saved, tmp_path):
+    "16 bits, orientation, modes: the same pixels whoever opens the file; what cannot be seen is refused."
+    deep, exif = (np.arange(48*24, dtype=np.uint16)*56).reshape(48, 24), Image.Exif()
+    exif[274] = 6
+    Image.fromarray(deep).save(tmp_path/"deep.png")
+    Image.new("RGB", (48, 24), (9, 90, 200)).save(tmp_path/"turned.png", exif=exif)
+    for name in ("deep", "turned"):
+        path = tmp_path/f"{name}.png"
+        assert np.array_equal(as_pixels(path, (48, 24)), as_pixels(Image.open(path), (48, 24)))
+    assert np.array_equal(as_pixels(torch.ones(3, 4, 2, dtype=torch.bfloat16)/2, (4, 2)), as_pixels(torch.ones(3, 4, 2)/2, (4, 2)))
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 48, 3), dtype=np.uint8)).save(tmp_path/"cut.jpg")
+    (tmp_path/"cut.jpg").write_bytes((tmp_path/"cut.jpg").read_bytes()[:1500])
+    closed = Image.open(tmp_path/"deep.png"); closed.close()
+    for picture in (Image.new("F", (4, 4), .5), Image.new("RGB", (0, 5)), Image.open(tmp_path/"cut.jpg"), closed): fault(as_pixels, picture, (8, 4))
+    embedder = Embedder.load(saved, "cpu")
+    for batch in (0, -1): assert f"batch={batch}" in fault(embedder.embed, [tmp_path/"deep.png"], batch=batch, error=ConfigError)
+    for one in (str(tmp_path/"deep.png"), tmp_path/"deep.png", Image.open(tmp_path/"deep.png")): assert "list" in fault(embedder.embed, one)
+
+
 @pytest.mark.parametrize("picture", [np.zeros((4, 4)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), np.full((4, 4, 3), 7.), np.full((4, 4, 3), np.nan), np.zeros((4, 4, 3), np.int64), 7, None, b"bytes", "absent.jpg"], ids=str)
 def test_what_is_no_picture(picture): fault(as_pixels, picture, (8, 4))
 
@@ -240,6 +259,28 @@ def test_copies_do_not_make_a_search_slow(divided, monkeypatch):
     x, gallery = divided
     copies = Gallery(16).add(np.concatenate([x, np.repeat(x[:3], 21, 0)]), range(1563))
     assert copies.probe <= 2*gallery.probe
+
+
+@pytest.mark.parametrize("without", [False, True])
+def test_many_hits_are_found_too(monkeypatch, without):
+    "Cells are tried for ten hits; the hundredth lies further away than they reach."
+    monkeypatch.setattr(module, "EXACT", 500)
+    rng = np.random.default_rng(4)
+    x = unit_vectors(np.repeat(rng.normal(size=(400, 32)), 20, 0) + .6*rng.normal(size=(8000, 32)))
+    cameras = [f"c{i % 3}" for i in range(8000)]
+    gallery, left = Gallery(32).add(x, range(8000), cameras), ["c1"]*40 if without else [""]*40
+    assert gallery.index is not None and gallery.probe < gallery.index.nlist/4
+    for k in (10, 30, 100, 500):
+        hits = gallery.search(x[:40], k, left)
+        assert len(hits) == 40*k and np.mean([len(set(hits[hits["query"] == q].position) & set(w))/k for q, w in enumerate(naive(x[:40], x, np.array(cameras), left, k))]) > .97, k
+
+
+def test_names_that_are_none_are_unknown():
+    gallery = Gallery(4).add(some(4, 4), list("abcd"), ["door", None, float("nan"), ""], [None, np.datetime64("NaT"), "9:00", 7])
+    assert gallery.rows.camera.tolist() == ["door", "", "", ""] and gallery.rows.time.tolist() == ["", "", "9:00", "7"]
+    assert len(gallery.search(some(1, 4), 9, [None])) == 4 and len(gallery.search(some(1, 4), 9, ["door"])) == 3
+    fault(gallery.add, some(1, 4), ["a\0b"])
+    assert len(gallery) == len(gallery.vectors) == 4
 
 
 def test_more_hits_than_there_are(divided):

@@ -99,7 +99,7 @@ def test_bad_rounds_are_called_out(last, says):
 
 def test_unknown_cameras_are_a_warning():
     said = warnings_of(quality_of([good, good], np.zeros(120, int)))
-    assert len(said) == 1 and "cameras are unknown" in said[0]
+    assert len(said) == 1 and "count as one camera" in said[0]
 
 
 def test_confidence_is_measured_against_labels_that_stay():

@@ -21,11 +21,10 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .backbone import build_encoder
-from .core import ConfigError, DataError, pick_device, seed_for, to_numpy
-from .folder import readable
+from .core import ConfigError, DataError, pick_device, readable, seed_for, to_numpy
 from .images import prepare
 from .runs import METHODS, PRESETS, Run, RunConfig, load_methods, write_tensors
-from .split import Split, Unlabelled, read_image
+from .split import Split, Unlabelled, read_image, upright_rgb
 
 # %% ../nbs/110_embedder.ipynb #c4830d2c
 RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -40,7 +39,7 @@ class Calibration:
     def __post_init__(self):
         object.__setattr__(self, "thresholds", tuple(float(t) for t in self.thresholds))
         if not np.isfinite([self.slope, self.offset, *self.thresholds]).all() or self.slope <= 0 or not 1 <= len(self.thresholds) <= len(RATES) or list(self.thresholds) != sorted(self.thresholds):
-            raise DataError(f"a calibration needs a slope above 0, a finite offset and up to {len(RATES)} rising thresholds, not {self}: images of one cluster must be more similar than others")
+            raise DataError(f"a calibration needs a slope above 0, a finite offset and up to {len(RATES)} rising thresholds; images of one cluster must be more similar than others")
 
     def probability(self,
         cosine: np.ndarray, # any shape
@@ -202,7 +201,9 @@ class Embedder:
         batch: int = 256, # images at a time
         progress: bool = False, # draw a bar
     ) -> np.ndarray: # (N, d) float32, rows of length one
-        "Vectors of pictures of any size. Raises `DataError` for what is no picture."
+        "Vectors of pictures of any size. Raises `DataError` for what is no picture, `ConfigError` for a batch below 1."
+        if batch < 1: raise ConfigError(f"batch={batch}: embed at least one picture at a time")
+        if isinstance(images, (str, Path, Image.Image)): raise DataError("one picture is given; give a list of pictures, if only of one")
         out = np.empty((len(images), self.dim), np.float32)
         for s in tqdm(range(0, len(images), batch), desc="embed", disable=not progress, leave=False):
             pixels = torch.from_numpy(np.stack([as_pixels(image, self.size) for image in images[s:s + batch]]))
@@ -233,7 +234,9 @@ def as_pixels(
 ) -> np.ndarray: # (3, height, width) uint8
     "A picture as the network's input. Raises `DataError` for another type, shape or range."
     if isinstance(image, (str, Path)): image = read_image(image)
-    if isinstance(image, torch.Tensor): image = to_numpy(image).transpose(1, 2, 0) if image.ndim == 3 else to_numpy(image)
+    if isinstance(image, torch.Tensor):
+        image = to_numpy(image.float() if image.is_floating_point() else image)         # numpy has no bfloat16
+        if image.ndim == 3: image = image.transpose(1, 2, 0)
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or not image.size: raise DataError(f"a picture of shape {image.shape} is neither (H, W, 3) nor, as a tensor, (3, H, W)")
         if image.dtype.kind == "f":
@@ -242,6 +245,7 @@ def as_pixels(
         if image.dtype != np.uint8: raise DataError(f"a picture of {image.dtype} is neither bytes nor floats in [0, 1]")
         image = Image.fromarray(np.ascontiguousarray(image))
     if not isinstance(image, Image.Image): raise DataError(f"{type(image).__name__} is no picture; give paths, PIL images, arrays or tensors")
-    image = image.convert("RGB")
+    try: image = upright_rgb(image)
+    except Exception as e: raise DataError(f"a picture cannot be decoded ({type(e).__name__}: {readable(e)}); leave it out") from None         # as in `read_image`
     if image.size != (size[1], size[0]): image = image.resize((size[1], size[0]), Image.BICUBIC)
     return np.asarray(image).transpose(2, 0, 1)

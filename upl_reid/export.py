@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from .core import DataError, RunError, seed_for, write_atomic
+from .core import DataError, RunError, readable, seed_for, write_atomic
 from .embedder import Embedder
-from .folder import readable
 from .images import IMAGENET_MEAN, IMAGENET_STD
 
 # %% ../nbs/130_export.ipynb #1af6e91d

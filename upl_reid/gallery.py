@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXACT', 'KNOWN', 'unit_vectors', 'some_rows', 'principal_axes', 'cell_centres', 'cell_index', 'filled_up',
-           'best_of_all', 'best_of_candidates', 'Gallery', 'cells_of', 'filled_index', 'draw_hits']
+           'best_of_all', 'best_of_candidates', 'name_of', 'Gallery', 'cells_of', 'filled_index', 'draw_hits']
 
 # %% ../nbs/120_gallery.ipynb #1949611c
 import json
@@ -16,9 +16,8 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .core import ConfigError, DataError, seed_for
+from .core import ConfigError, DataError, readable, seed_for
 from .embedder import STRANGE, Calibration
-from .folder import readable
 from .runs import write_tensors
 from .split import read_image
 
@@ -117,6 +116,14 @@ def best_of_candidates(
     return filled_up(np.take_along_axis(cosine, order, 1), np.take_along_axis(candidates, order, 1), k)
 
 # %% ../nbs/120_gallery.ipynb #9b3d3241
+def name_of(
+    value, # a path, camera or time; None or NaN: unknown
+) -> str: # empty if unknown
+    "A name as text. Raises `DataError` for one that no file can keep apart."
+    text = "" if pd.isna(value) is True else str(value)
+    if "\0" in text: raise DataError(f"{readable(text)!r} has a zero byte; use another name")
+    return text
+
 class Gallery:
     "Vectors with camera, time and path, searched by cosine."
     def __init__(self,
@@ -144,8 +151,9 @@ class Gallery:
         x, given = unit_vectors(features, self.dim), dict(zip(KNOWN, (paths, cameras, times)))
         wrong = [k for k, v in given.items() if v is not None and len(v) != len(x)]
         if paths is None or wrong: raise DataError(f"{len(x)} vectors with {'no' if paths is None else len(given[wrong[0]])} {wrong[0] if wrong else 'path'}s; give one for every vector")
+        given = {k: [""]*len(x) if v is None else [name_of(w) for w in v] for k, v in given.items()}
         self.vectors = np.concatenate([self.vectors, x]) if len(self) else x
-        self._enlist(pd.DataFrame({k: [""]*len(x) if v is None else [str(w) for w in v] for k, v in given.items()}))
+        self._enlist(pd.DataFrame(given))
         if self.index is None and len(self) > EXACT or self.index is not None and len(self) > 4*(self.index.nlist/4)**2: self._divide()
         elif self.index is not None: self.index.add(x @ self.axes)
         return self
@@ -175,18 +183,19 @@ class Gallery:
             rows = np.flatnonzero(left_out == camera)
             allowed = None if camera == "" else self.codes != self.cameras.get(camera, -1)
             count = len(self) if allowed is None else int(allowed.sum())
-            if exact or self.index is None or count <= EXACT: cosine[rows], position[rows] = best_of_all(x[rows], self.vectors, k, allowed)
+            probe = min(self.index.nlist, self.probe*max(1, k//10)) if self.index else 0       # cells were tried for ten hits; the hundredth lies further away
+            if exact or self.index is None or count <= EXACT or (k >= 20 and 2*probe >= self.index.nlist): cosine[rows], position[rows] = best_of_all(x[rows], self.vectors, k, allowed)
             else:
-                cosine[rows], position[rows] = best_of_candidates(x[rows], self.vectors, self._candidates(x[rows], min(count, max(10*k, 100)), allowed), k)
+                cosine[rows], position[rows] = best_of_candidates(x[rows], self.vectors, self._candidates(x[rows], min(count, max(10*k, 100)), allowed, probe), k)
                 short = rows[(position[rows] >= 0).sum(1) < min(k, count)]
                 if len(short): cosine[short], position[short] = best_of_all(x[short], self.vectors, k, allowed)
         return cosine, position
 
-    def _candidates(self, x, count, allowed):
+    def _candidates(self, x, count, allowed, probe):
         "Positions in the cells that are nearest to each query."
         import faiss
         chosen = {} if allowed is None else dict(sel=faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little")))
-        return self.index.search(x @ self.axes, count, params=faiss.SearchParametersIVF(nprobe=self.probe, **chosen))[1]
+        return self.index.search(x @ self.axes, count, params=faiss.SearchParametersIVF(nprobe=probe, **chosen))[1]
 
     def search(self,
         queries, # (Q, d)
@@ -200,7 +209,7 @@ class Gallery:
         if k < 1: raise ConfigError(f"k={k}: ask for at least one hit")
         if without is not None and len(without) != len(x): raise DataError(f"{len(x)} queries with {len(without)} cameras to leave out; give one for each")
         if false_match_rate is not None and self.calibration is None: raise ConfigError("this gallery does not know what its cosines mean; give it the calibration of the model, or no false-match rate")
-        left_out = np.array([""]*len(x) if without is None else [str(c) for c in without], object)
+        left_out = np.array([""]*len(x) if without is None else [name_of(c) for c in without], object)
         cosine, position = self._nearest(x, min(k, len(self)), left_out)
         query, rank = np.nonzero(position >= 0)
         out = pd.DataFrame(dict(query=query, rank=rank + 1, position=position[query, rank], cosine=cosine[query, rank]))
@@ -214,7 +223,7 @@ class Gallery:
         "Write everything as one file, complete or not at all. Raises `RunError` if it cannot be written."
         content = dict(vectors=self.vectors)
         if self.index is not None: content |= dict(axes=self.axes, centres=self.index.quantizer.reconstruct_n(0, self.index.nlist), cells=cells_of(self.index, len(self)))
-        for name in KNOWN: content[name] = np.frombuffer("\0".join(v.replace("\0", "") for v in self.rows[name]).encode("utf-8", "surrogateescape"), np.uint8)
+        for name in KNOWN: content[name] = np.frombuffer("\0".join(self.rows[name]).encode("utf-8", "surrogateescape"), np.uint8)
         facts = dict(format=1, count=len(self), dim=self.dim, probe=int(self.probe), recall=self.recall, model=self.model, calibration=None if self.calibration is None else vars(self.calibration))
         return write_tensors(Path(path), {k: torch.from_numpy(np.array(v)) for k, v in content.items()}, upl_reid_gallery=json.dumps(facts))
 
@@ -288,7 +297,7 @@ def draw_hits(
         try: ax.imshow(read_image(path))
         except DataError: ax.set_facecolor("0.85")
         ax.set(xticks=[], yticks=[])
-        ax.set_xlabel(text, fontsize=7, labelpad=2)
+        ax.set_xlabel(text, fontsize=7, labelpad=2, parse_math=False)
         for side in ax.spines.values(): side.set(color=colour, linewidth=1.5)
     for q, (path, line) in enumerate(zip(queries, axes)):
         show(line[0], path, "query", "#1f5f8b")

@@ -108,7 +108,7 @@ def warnings_of(
     if q["used"] < LIMITS["used"]: said.append(f"only {100*q['used']:.0f} % of the images are in a cluster: the others were never trained on")
     if q["effective_rank"] < LIMITS["effective_rank"] or q["random_cosine"] > LIMITS["random_cosine"]: said.append(f"features have collapsed: they use {q['effective_rank']:.1f} directions, and two random images have a cosine of {q['random_cosine']:.2f}")
     if q["stability"] < LIMITS["stability"]: said.append(f"the clusters do not come back from round to round (adjusted Rand index {q['stability']:.2f}): train longer, or change the clustering")
-    if q["cross_camera"] != q["cross_camera"] and q["clusters"] > 1: said.append("cameras are unknown, and with them the sign that says most: a model that takes background for people looks the same; measure it, or find out the cameras")
+    if q["cross_camera"] != q["cross_camera"] and q["clusters"] > 1: said.append("all images count as one camera, so the sign that says most is missing: a model that takes background for people looks the same; measure it, or tell the cameras apart")
     if q["cross_camera"] < LIMITS["cross_camera"]: said.append(f"only {100*q['cross_camera']:.0f} % of the clusters are seen by two cameras or more: people are not found again across cameras, or do not walk from one to the other")
     return said
 
