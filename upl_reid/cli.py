@@ -279,7 +279,8 @@ def search(
     else: gallery, _, bad = build_gallery(embedder, list_images(source, a.pattern), progress=bars(a))
     if not len(gallery): raise DataError(f"no picture in {source} can be read; first: {bad[0]}")
     if a.without and a.without not in set(gallery.rows.camera): raise ConfigError(f"no camera {readable(a.without)!r} in the gallery; it has {', '.join(map(readable, sorted(set(gallery.rows.camera))[:20]))}")
-    queries = a.query or list(gallery.rows.path[:: max(1, len(gallery)//6)][:6])
+    stride = max(1, len(gallery)//6)
+    queries = a.query or list(gallery.rows.path[stride//2::stride][:6])        # the middle of each sixth: first come pictures of nobody in particular, in many data sets
     own = dict(zip(gallery.rows.path, gallery.rows.camera))
     without = [a.without or ("" if a.same_camera else own.get(str(Path(q).resolve()), "")) for q in queries]
     hits, drawn = gallery.search(embedder.embed(queries), a.k, without, a.false_match_rate), (min(len(queries), 12), min(a.k, 10))
