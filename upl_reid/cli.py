@@ -203,6 +203,7 @@ def same_model(
     gallery.calibration = embedder.calibration or gallery.calibration
     return gallery
 
+# %% ../nbs/140_cli.ipynb #7de25c56
 def build_gallery(
     embedder: Embedder, # makes the vectors
     images: pd.DataFrame, # of `list_images`
@@ -231,6 +232,7 @@ def build_gallery(
             save(gallery)
     return gallery, len(gallery) - before, bad
 
+# %% ../nbs/140_cli.ipynb #0541a613
 def left_out_lines(
     bad: list, # sentences on pictures that cannot be read
 ) -> list: # of text lines

@@ -67,21 +67,25 @@ def read_table(
     if not rows: raise DataError(f"{path} lists no image; {remedy}, every further line one image")
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
+def _is_file(path):
+    try: return path.is_file()
+    except OSError: return False            # a name that is too long for any file system
+
+def _no_text(text):
+    "Whether text holds bytes that are no UTF-8."
+    return any("\udc80" <= c <= "\udcff" for c in text)
+
 def _row(fields, extra, home):
     "One line as a row, or what is wrong with it."
     name, pid, split = (fields.get(k, "").strip() for k in ("path", "pid", "split"))
-    strange = lambda text: any("\udc80" <= c <= "\udcff" for c in text)       # bytes that are no UTF-8
     if extra: return None, f"has {abs(extra)} field{'s' if abs(extra) > 1 else ''} {'more' if extra > 0 else 'less'} than the first line"
     if not name or "\0" in name: return None, "names no file"
     if not re.fullmatch(r"(-1|\d{1,9})?", pid, re.ASCII): return None, f"has the pid {readable(pid)!r}; give a whole number from 0, or nothing"
     if split not in ("", "train", "query", "gallery"): return None, f"has the split {readable(split)!r}; use train, query or gallery"
     if split == "query" and pid in ("", "-1", "0"): return None, "is a query without a pid above 0"
-    def there(path):
-        try: return path.is_file()
-        except OSError: return False        # a name that is too long for any file system
-    path = home/fields["path"] if there(home/fields["path"]) else home/name        # a name may begin or end with a space
-    if any(map(strange, fields.values())) and not (strange(name) and there(path)): return None, "is not in UTF-8; save the table as 'CSV UTF-8'"
-    if not there(path): return None, f"names {readable(name)}, which is no file" + ("; separate folders with / instead of \\" if "\\" in name else "")
+    path = next((p for p in (home/fields["path"], home/name) if _is_file(p)), None)         # a name may begin or end with a space
+    if any(map(_no_text, fields.values())) and not (path and _no_text(name)): return None, "is not in UTF-8; save the table as 'CSV UTF-8'"
+    if path is None: return None, f"names {readable(name)}, which is no file" + ("; separate folders with / instead of \\" if "\\" in name else "")
     return (path, fields.get("camid", "").strip(), int(pid or -1), split or "train", fields.get("time", "").strip()), None
 
 # %% ../nbs/09_folder.ipynb #f2b7e0a7

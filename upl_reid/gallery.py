@@ -124,6 +124,7 @@ def name_of(
     if "\0" in text: raise DataError(f"{readable(text)!r} has a zero byte; use another name")
     return text
 
+# %% ../nbs/120_gallery.ipynb #53d0dd20
 class Gallery:
     "Vectors with camera, time and path, searched by cosine."
     def __init__(self,

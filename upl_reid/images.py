@@ -51,6 +51,7 @@ def group_room(
             room = min(room, int((group/most).read_text()) - int((group/taken).read_text()) + (int(spare[1]) if spare else 0))
     return room
 
+# %% ../nbs/12_images.ipynb #76e1224d
 def free_bytes(
     device: torch.device, # where the bank would live
 ) -> int: # bytes
