@@ -183,6 +183,8 @@ def test_meta_gradient_of_the_whole_method(at):
     from upl_reid.images import plan_batches, prepare
     from upl_reid.losses import supervised_contrastive
     method, batch = step(at=at)
+    losses, weights = method.losses(method.features(batch), batch), method.loss_weights()
+    sum(weights[k]*v for k, v in losses.items()).backward()         # the step's own gradient, which is the virtual step's
     state = {k: v.clone() for k, v in method.state_dict().items()}
     bank, pids, cams = method.meta
     class Double:                                           # the bank's bytes, prepared in double precision
@@ -194,7 +196,7 @@ def test_meta_gradient_of_the_whole_method(at):
     try: got = loss_weight_gradient(method, batch)
     finally: module.prepare = original
     assert all(torch.equal(v, method.state_dict()[k]) for k, v in state.items())        # looking ahead leaves no trace
-    rows = plan_batches(pids, cams, 16, 4, 1, seed_for(7, "meta"))[0]
+    rows = plan_batches(pids, cams, 4, 4, 1, seed_for(7, "meta"))[0]
     images, truth = prepare(bank[torch.from_numpy(rows)]).double(), torch.as_tensor(pids[rows])
     parameters = {k: p.detach().clone().requires_grad_() for k, p in method.encoder.named_parameters() if p.requires_grad}
     def call(p, x): return torch.func.functional_call(method.encoder, {**p, **{k: b.clone() for k, b in method.encoder.named_buffers()}}, (x,))
@@ -208,8 +210,8 @@ def test_meta_gradient_of_the_whole_method(at):
     here = [1.]*4 if at == "step" else [0.]*4               # "start": the derivative at Theta itself, where nothing has been stepped yet
     for i in range(4):
         up, down = list(here), list(here)
-        up[i] += 1e-3; down[i] -= 1e-3
-        assert got[i].item() == pytest.approx((meta(up) - meta(down))/2e-3, rel=2e-3, abs=1e-9)
+        up[i] += 1e-4; down[i] -= 1e-4
+        assert got[i].item() == pytest.approx((meta(up) - meta(down))/2e-4, rel=2e-3, abs=1e-9)
 
 
 def test_a_step_enqueues_momentum_keys_and_meets_srmo_every_tenth_time():
@@ -217,13 +219,16 @@ def test_a_step_enqueues_momentum_keys_and_meets_srmo_every_tenth_time():
     method.slow.eval()
     stored, weights = method.memory.stored, method.srmo.weights()
     method.before_step(batch)
+    sum(method.losses(method.features(batch), batch).values()).backward()
+    assert int(method.srmo.updates) == 0
+    method.before_update(batch)
     assert method.memory.stored == stored + 16 and int(method.srmo.updates) == 1
     with torch.no_grad(): keys = method.slow(batch.images)
     slots = (torch.arange(16) + stored) % method.memory.size
     assert torch.allclose(method.memory.features[slots], keys) and torch.equal(method.memory.index[slots], batch.index)
     assert not torch.equal(method.srmo.weights(), weights) and method.srmo.weights().sum().item() == pytest.approx(4)
     from dataclasses import replace
-    method.before_step(replace(batch, step=11))
+    method.before_update(replace(batch, step=11))
     assert int(method.srmo.updates) == 1
 
 

@@ -48,6 +48,7 @@ def meta_gradient(
     weights: Tensor, # (n,) Lambda
     lr: float, # eta, step size of the virtual step
     at: str = "step", # "step": meta-loss's gradient after the virtual step, exact; "start": before it, cheaper
+    train: dict[str, Tensor] | None = None, # gradient of the weighted losses at `params`, where somebody has it already; None: worked out here
 ) -> tuple[Tensor, Tensor]: # (n,) derivative of the meta-loss by each weight; the meta-loss
     """Derivative of L_meta(Theta - lr grad sum_i weights_i L_i(Theta)) by each weight (Eq. 13-16); the parameters stay as they are.
 
@@ -55,7 +56,7 @@ def meta_gradient(
     if at not in ("step", "start"): raise ConfigError(f"at={at!r} is unknown; use 'step' (exact) or 'start' (first-order)")
     point = params
     if at == "step":
-        train, _ = gradient_at(lambda p: weights.detach() @ losses_fn(p), params)
+        if train is None: train, _ = gradient_at(lambda p: weights.detach() @ losses_fn(p), params)
         point = {name: p.detach() - lr*train[name] for name, p in params.items()}
     direction, meta_loss = gradient_at(meta_fn, point)
     return -lr*loss_slopes(losses_fn, params, direction), meta_loss

@@ -165,7 +165,7 @@ class Method(nn.Module):
     def before_step(self,
         batch: Batch,
     ):
-        "Runs before the losses of a step: momentum keys, meta-optimisation."
+        "Runs before the losses of a step: momentum keys."
 
     def features(self,
         batch: Batch,
@@ -180,6 +180,11 @@ class Method(nn.Module):
         "Named losses: a pure function of its arguments and the method's state, which it must not change."
         return dict(ce=soft_cross_entropy(self.logits(features), batch.soft, batch.weight),
                     triplet=weighted_triplet(features, batch.hard, batch.weight))
+
+    def before_update(self,
+        batch: Batch,
+    ):
+        "Runs when the parameters have their gradients and have not moved yet: meta-optimisation."
 
     def loss_weights(self) -> dict: # name -> float or scalar tensor; a name that is missing weighs 1
         "Weights of the sum that is minimised (Eq. 13)."
@@ -426,6 +431,7 @@ def run_epoch(
         for o in optimisers: o.zero_grad(set_to_none=True)
         total.backward()
         add_up(method)
+        method.before_update(batch)
         norm = torch.nn.utils.clip_grad_norm_(parameters, budget.clip)
         broken = torch.where((broken < 0) & ~(norm + total.detach()).isfinite(), s, broken)
         for o in optimisers: o.step()

@@ -140,6 +140,7 @@ class Settings:
     meta_beta: float = 1.     # beta of Eq. 18
     regulariser: float = -1.  # sign of the entropy in the minimised sum; +1: Eq. 18 as written
     raw: bool = False         # the weights themselves are learned, Eq. 16 as written
+    meta_people: int = 4      # held-out identities of a meta batch, four pictures each
     at: str = "step"          # where the meta-loss's gradient is taken: after the virtual step, or at its "start"
 
 # %% ../../nbs/methods/upl.ipynb #850fff8f
@@ -179,9 +180,14 @@ class UPL(HybridLabels):
     def before_step(self,
         batch: Batch,
     ):
-        "Momentum-encode and enqueue the batch; every T_m steps, one meta step."
+        "Momentum-encode and enqueue the batch."
         if self.settings.moco:
             with torch.no_grad(): self.memory.enqueue(self.slow(batch.images), batch.index, batch.camids)
+
+    def before_update(self,
+        batch: Batch,
+    ):
+        "Every T_m steps, one meta step; its weights count from the next step on (Algorithm 1, lines 22-24)."
         if self.srmo is not None and self.srmo.due(batch.step): self.srmo.update(loss_weight_gradient(self, batch))
 
     def losses(self,
@@ -217,15 +223,16 @@ def loss_weight_gradient(
     method: UPL, # its losses, encoder and weights are read
     batch: Batch, # of the coming step
 ) -> Tensor: # (n,) derivative of the meta-loss by each loss weight
-    "Meta-gradient of the coming step's loss weights on a batch of held-out source identities (Eq. 14-16)."
+    "Meta-gradient of the loss weights on a batch of held-out source identities (Eq. 14-16); the gradients that the parameters have are those of the virtual step."
     bank, pids, camids = method.meta
-    rows = plan_batches(pids, camids, 16, 4, 1, seed_for(batch.seed, "meta"))[0]
+    rows = plan_batches(pids, camids, method.settings.meta_people, 4, 1, seed_for(batch.seed, "meta"))[0]
     images, truth = prepare(bank[torch.from_numpy(rows)]), torch.as_tensor(pids[rows], device=bank.device)
     parameters = {k: p for k, p in method.encoder.named_parameters() if p.requires_grad}
     def embed(p, x): return torch.func.functional_call(method.encoder, {**p, **{k: b.clone() for k, b in method.encoder.named_buffers()}}, (x,))
     def train_losses(p): return method.srmo.stack(method.losses(embed(p, batch.images), batch))
     def meta_loss(p): return supervised_contrastive(embed(p, images), truth)
-    with whole_batches(): return averaged(meta_gradient(train_losses, meta_loss, parameters, method.srmo.weights(), batch.lr, method.settings.at)[0])
+    own = {k: torch.zeros_like(p) if p.grad is None else p.grad for k, p in parameters.items()}
+    with whole_batches(): return averaged(meta_gradient(train_losses, meta_loss, parameters, method.srmo.weights(), batch.lr, method.settings.at, own)[0])
 
 # %% ../../nbs/methods/upl.ipynb #36b4a3c4
 @torch.no_grad()
