@@ -221,7 +221,7 @@ class UPL(HybridLabels):
 # %% ../../nbs/methods/upl.ipynb #8040adff
 def loss_weight_gradient(
     method: UPL, # its losses, encoder and weights are read
-    batch: Batch, # of the coming step
+    batch: Batch, # of this step, after its backward pass
 ) -> Tensor: # (n,) derivative of the meta-loss by each loss weight
     "Meta-gradient of the loss weights on a batch of held-out source identities (Eq. 14-16); the gradients that the parameters have are those of the virtual step."
     bank, pids, camids = method.meta
