@@ -243,6 +243,8 @@ def test_without_srmo_no_meta_set_is_needed_and_all_losses_weigh_one():
     method = UPL(build_encoder("micro", SIZE, 8), srmo=False)
     assert method.loss_weights() == {} and method.srmo is None
     with pytest.raises(ConfigError, match="meta"): UPL(build_encoder("micro", SIZE, 8))
+    for people in (1, 0, -4):
+        with pytest.raises(ConfigError, match=f"meta_people={people} "): UPL(build_encoder("micro", SIZE, 8), meta=(None, None, None), meta_people=people)
 
 
 def test_as_written_is_the_letter():

@@ -152,7 +152,7 @@ def as_written() -> dict: # for `RunConfig.method_args`
 # %% ../../nbs/methods/upl.ipynb #05d9952c
 @register("upl")
 class UPL(HybridLabels):
-    "UPL-ReID (Algorithm 1, stage 2). Raises `ConfigError` for SRMO without a meta-set."
+    "UPL-ReID (Algorithm 1, stage 2). Raises `ConfigError` for SRMO without a meta-set, or with fewer than two people in a meta batch."
     needs_meta = True
 
     def __init__(self,
@@ -164,6 +164,7 @@ class UPL(HybridLabels):
         self.settings = s = Settings(**{k: v for k, v in kwargs.items() if k in known})
         super().__init__(encoder, **{k: v for k, v in kwargs.items() if k not in known})
         if s.srmo and meta is None: raise ConfigError("SRMO needs a meta-set of held-out source identities; pass meta=(bank, pids, camids) or srmo=False")
+        if s.srmo and s.meta_people < 2: raise ConfigError(f"meta_people={s.meta_people} leaves nobody to tell apart in a meta batch; use 2 or more")
         self.meta, self.memory = meta, None
         names = ("ce", "triplet") + ("mix",)*s.mixup + ("nce",)*s.moco
         self.srmo = SRMO(names, s.meta_lr, s.meta_beta, s.every, regulariser=s.regulariser, raw=s.raw) if s.srmo else None
