@@ -51,6 +51,7 @@ def test_notebook_has_no_left_overs(path):
         assert "injected-parameters" not in tags(cell), f"{where}: papermill's injected parameters; this is an executed copy, restore the notebook"
         assert not re.search(r"^`?(<{7}|>{7})", source(cell), re.M), f"{where}: a merge conflict; resolve it (nbdev_fix shows both sides)"
         assert not any(output["output_type"] == "error" for output in cell.get("outputs", [])), f"{where}: an error was saved; run the notebook again"
+        assert not any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in cell.get("outputs", [])), f"{where}: a progress bar was saved, which no page can show; leave it out"
 
 @each_notebook
 def test_notebook_outputs_are_small(path):
