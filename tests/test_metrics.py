@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from upl_reid import metrics
 from upl_reid.core import ConfigError, DataError
-from upl_reid.metrics import (bootstrap_interval, cluster_quality, evaluate_distances, evaluate_retrieval, expected_calibration_error,
+from upl_reid.metrics import (bootstrap_interval, cluster_quality, evaluate_distances, evaluate_retrieval, expected_calibration_error, match_positions,
                               pseudo_label_correct, pseudo_label_ece, reliability_bins, rerank, same_camera_chance, same_camera_neighbour_rate)
 
 # ---------------------------------------------------------------- retrieval
@@ -72,6 +72,27 @@ def test_ranks_are_those_of_double_precision(seed):
     rounded = evaluate_retrieval(q.astype(np.float32), qp, qc, g.astype(np.float32), gp, gc)
     assert np.abs(rounded.ap - naive[0]).max() > 1e-6       # so the test can fail
 
+def test_ranks_among_more_images_than_cells():
+    "Six thousand near copies of five hundred images: most matches share their cells with others, some have them to themselves."
+    q, qp, qc, g, gp, gc = problem(1, queries=3, images=6000, ids=30)
+    rng = np.random.default_rng(1)
+    g = g[rng.integers(0, 500, 6000)] + 1e-6*rng.normal(size=g.shape)
+    g[::40] = rng.normal(size=(150, 5))
+    same_scores(evaluate_retrieval(q, qp, qc, g, gp, gc), naive_retrieval(naive_distance(q, g), qp, qc, gp, gc, (1, 5, 10)))
+
+@pytest.mark.parametrize("slack", [0., 1e-4, .01, .3])
+def test_positions_are_those_of_the_exact_distances(slack):
+    "Rough distances are off by up to the slack that is stated, which spans none, some or all of the cells."
+    rng = np.random.default_rng(4)
+    exact = torch.from_numpy(rng.uniform(0, 1, (8, 400)))
+    labels = [torch.from_numpy(rng.integers(low, high, n)) for low, high, n in ((1, 9, 8), (0, 3, 8), (-1, 9, 400), (0, 3, 400))]
+    rough = exact + slack*torch.from_numpy(rng.uniform(-1, 1, exact.shape))
+    position, count = match_positions(rough, slack, lambda i, j: exact[i, j], *labels)
+    qp, qc, gp, gc = (x.tolist() for x in labels)
+    for i, row in enumerate(exact):
+        valid = sorted((j for j in range(400) if gp[j] != -1 and (gp[j] != qp[i] or gc[j] != qc[i])), key=lambda j: row[j])
+        assert position[i, :count[i]].tolist() == [p for p, j in enumerate(valid, 1) if gp[j] == qp[i]]
+
 @pytest.mark.parametrize("scale, shift", [(1e-30, 0), (1e30, 0), (1, 1e6), (-1, -3)])
 def test_distances_of_any_range_equal_naive_loop(scale, shift):
     rng = np.random.default_rng(3)
@@ -103,7 +124,7 @@ def test_block_boundaries_change_nothing(monkeypatch):
     args = problem(7)
     whole, distance = evaluate_retrieval(*args), rerank(args[0], args[3], k1=6, k2=3)
     rate, quality = same_camera_neighbour_rate(args[3], args[4], args[5]), cluster_quality(args[3], args[4], args[4], args[5])
-    monkeypatch.setattr(metrics, "_blocks", lambda n, width: [(i, min(i + 4, n)) for i in range(0, n, 4)])
+    monkeypatch.setattr(metrics, "_blocks", lambda n, width, most=0: [(i, min(i + 4, n)) for i in range(0, n, 4)])
     found = evaluate_retrieval(*args)
     assert np.array_equal(found.ap, whole.ap) and found == whole
     np.testing.assert_allclose(rerank(args[0], args[3], k1=6, k2=3), distance, atol=1e-11)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import sparse
 from sklearn import metrics as scores
 
@@ -29,9 +30,10 @@ def _double(
 def _blocks(
     n: int, # rows in all
     width: int, # values a row
+    most: int = 2**20, # values at a time, unless a row has more
 ):
-    "Ranges (start, stop) of rows with about a million values each."
-    size = max(1, 2**20//max(1, width))
+    "Ranges (start, stop) of rows that together have at most so many values."
+    size = max(1, most//max(1, width))
     return [(start, min(start + size, n)) for start in range(0, n, size)]
 
 # %% ../nbs/80_metrics.ipynb #a3f72d72
@@ -83,20 +85,31 @@ def unit_distances(
     return _distance(torch.cat([a @ _unit(b[start:stop]).T for start, stop in _blocks(*b.shape)], dim=1))
 
 def _pair_distances(
-    a, # (A, d) features
-    b, # (B, d)
+    a: torch.Tensor, # (A, d) float64, from `_unit`
+    b, # (B, d) features
     i: torch.Tensor, # (P,) rows of a
     j: torch.Tensor, # (P,) rows of b
 ) -> torch.Tensor: # (P,) float64
     "What `unit_distances` has at (i, j)."
-    def take(x, rows): return _double(x[rows if isinstance(x, torch.Tensor) else to_numpy(rows)])
+    def take(rows): return _double(b.index_select(0, rows.to(b.device)) if isinstance(b, torch.Tensor) else b.take(to_numpy(rows), 0))
     cosine = torch.zeros(len(i), dtype=torch.float64, device=i.device)
     for start, stop in _blocks(len(i), 16*a.shape[1]):    # few rows at a time stay in the cache
-        x, y = take(a, i[start:stop]), take(b, j[start:stop])
-        cosine[start:stop] = torch.linalg.vecdot(x, y)/(torch.linalg.vector_norm(x, dim=1)*torch.linalg.vector_norm(y, dim=1))
+        y = take(j[start:stop])
+        cosine[start:stop] = torch.linalg.vecdot(a.index_select(0, i[start:stop]), y)/torch.linalg.vector_norm(y, dim=1)
     return _distance(cosine)
 
 # %% ../nbs/80_metrics.ipynb #a938412d
+def _same_person(
+    query_pids: torch.Tensor, # (Q,) int64
+    pids: torch.Tensor, # (G,) of the gallery, sorted
+    order: torch.Tensor, # (G,) which gallery image each belongs to
+) -> tuple[torch.Tensor, torch.Tensor]: # (P,) queries, ascending, (P,) gallery images
+    "All pairs of a query and a gallery image with its pid."
+    first = torch.searchsorted(pids, query_pids)
+    count = torch.searchsorted(pids, query_pids, right=True) - first
+    row = torch.arange(len(count), device=count.device).repeat_interleave(count)
+    return row, order[torch.arange(len(row), device=count.device) + (first - count.cumsum(0) + count)[row]]
+
 def match_positions(
     rough: torch.Tensor, # (Q, G) finite distances
     slack: float, # how far `rough` may be off
@@ -105,39 +118,40 @@ def match_positions(
     query_camids: torch.Tensor, # (Q,)
     gallery_pids: torch.Tensor, # (G,); -1 junk, 0 distractor
     gallery_camids: torch.Tensor, # (G,)
+    people: tuple | None = None, # `gallery_pids.sort(stable=True)`, where somebody has it already
 ) -> tuple[torch.Tensor, torch.Tensor]: # (Q, M) int64 positions from 1, ascending, and how many of a row count (the rest is padding)
     "For every query the positions of its matches in the ranking without removed images."
-    same, q, cells = query_pids[:, None] == gallery_pids, len(rough), min(2**13, rough.shape[1])
-    removed = (gallery_pids == -1) | (same & (query_camids[:, None] == gallery_camids))
-    row, column = (same & ~removed & (gallery_pids != 0)).nonzero(as_tuple=True)
-    distance = exact(row, column)
-    order = distance.argsort(stable=True)
-    order = order[row[order].argsort(stable=True)]           # by query, then distance, then column
-    row, column, distance = row[order], column[order], distance[order]
+    (q, images), device, cells = rough.shape, rough.device, min(2**12, rough.shape[1]) + 3
+    row, column = _same_person(query_pids, *(people or gallery_pids.sort(stable=True)))
+    own, pid = query_camids[row] == gallery_camids[column], gallery_pids[column]
+    removed, match = (row[own], column[own]), ~own & (pid != 0) & (pid != -1)
+    row, column = row[match], column[match]
+    near, zero = rough[row, column].double(), torch.zeros(q, dtype=torch.float64, device=device)
+    first, last = (zero.scatter_reduce(0, row, near + error, way, include_self=False) for error, way in ((-2*slack, "amin"), (2*slack, "amax")))
+    start, scale = (x.to(rough.dtype)[:, None] for x in (first, (cells - 3)/(last - first).clamp(min=1e-9)))
+    offset = torch.arange(q, dtype=torch.int32, device=device)[:, None]*cells + 1
+    def cell(x, rows=slice(None)): return (x.to(rough.dtype) - start[rows]).mul_(scale[rows]).clamp_(-1, cells - 2).int().add_(offset[rows])   # ascends with x; a row's first one lies before its matches, its last one behind
+
+    low, high = (cell((near + error)[:, None], row)[:, 0].long() for error in (-2*slack, 2*slack))
+    where = cell(rough)
+    where[:, gallery_pids == -1] = where[removed] = q*cells      # in nobody's row
+    where = where.flatten()
+    before = F.pad(torch.bincount(where, minlength=q*cells).cumsum(0), (1, 0))           # images in earlier cells
+    position, unsure = before[low] - before[row*cells] + 1, (before[high + 1] - before[low] > 1).nonzero()[:, 0]
+
+    low, step = low[unsure], torch.ones_like(unsure, dtype=torch.int32)
+    doubtful = torch.zeros(q*cells + 1, dtype=torch.int32, device=device).index_add_(0, low, step).index_add_(0, high[unsure] + 1, -step).cumsum(0) > 0
+    again = doubtful.index_select(0, where).nonzero()[:, 0]
+    order = exact(again // images, again % images).argsort(stable=True)
+    order = order[(again // images)[order].argsort(stable=True)]                         # by query, then distance, then column
+    place = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=device))
+    mine = torch.searchsorted(again, row[unsure]*images + column[unsure])
+    position[unsure] += place[mine] - torch.searchsorted(where[again].sort().values.long(), low)     # those in earlier cells are counted already
+
     count = torch.bincount(row, minlength=q)
-    place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
-    at = distance.new_full((q, max(1, int(count.max()))), torch.inf)
-    who = torch.zeros_like(at, dtype=torch.int64)
-    at[row, place], who[row, place] = distance, column
-
-    first = at[:, :1].nan_to_num(posinf=0.) - slack
-    last = at.masked_fill(at == torch.inf, -torch.inf).amax(1, keepdim=True).nan_to_num(neginf=0.) + slack
-    start, scale, cells = first.to(rough.dtype), (cells/(last - first).clamp(min=1e-9)).to(rough.dtype), cells + 3
-    def cell(x): return (x - start).mul_(scale).add_(1).clamp_(0, cells - 1).int()     # ascends with x; 0 before the first match, the last one behind the last
-    low, high = (cell((at + error).to(rough.dtype)).long() for error in (-slack, slack))
-    known = (at < torch.inf).int()
-    doubtful = torch.zeros(q, cells + 1, dtype=torch.int32, device=rough.device).scatter_add_(1, low, known).scatter_add_(1, high + 1, -known).cumsum(1)[:, :-1] > 0
-    where = cell(rough.masked_fill(removed, torch.inf)).add_(torch.arange(q, dtype=torch.int32, device=rough.device)[:, None]*cells).flatten()
-    sure = torch.bincount(where, minlength=q*cells).view(q, -1).masked_fill_(doubtful, 0).cumsum(1).gather(1, low)
-
-    again = (doubtful.flatten().index_select(0, where) & ~removed.flatten()).nonzero()[:, 0]
-    row, column = again // rough.shape[1], again % rough.shape[1]
-    distance, nearer = exact(row, column), torch.zeros(q, at.shape[1] + 1, dtype=torch.int64, device=rough.device)
-    for a, b in _blocks(len(again), at.shape[1]):
-        r, c, d = row[a:b], column[a:b, None], distance[a:b, None]
-        behind = ((at[r] < d) | ((at[r] == d) & (who[r] < c))).sum(1)           # of so many matches
-        nearer.index_put_((r, behind), torch.ones_like(r), accumulate=True)
-    return sure + nearer.cumsum(1)[:, :-1], count
+    out = position.new_full((q, max(1, int(count.max()))), images + 1)
+    out[row, torch.arange(len(row), device=device) - (count.cumsum(0) - count)[row]] = position
+    return out.sort(1).values, count
 
 # %% ../nbs/80_metrics.ipynb #3c5b2bd4
 def match_scores(
@@ -189,13 +203,15 @@ def _evaluate(
     names = ("query pids", "query camids", "gallery pids", "gallery camids")
     labels = [torch.from_numpy(_labels(x, n, name)) for x, n, name in zip(labels, np.repeat(shape, 2), names)]
     found, n, kept = torch.empty(3, shape[0], dtype=torch.float64), 0, [] # filled in place: small results kept between large blocks fragment the heap
-    for start, stop in _blocks(*shape):
-        rough, slack, exact = rows(start, stop)
-        block = [x[start:stop] for x in labels[:2]] + labels[2:]
-        position, count = match_positions(rough, slack, exact, *(x.to(rough.device) for x in block))
-        kept.append(start + to_numpy(count.nonzero()[:, 0]))
-        for row, values in zip(found, match_scores(position, count)): row[n:n + len(values)] = values
-        n += len(values)
+    for a, b in _blocks(*shape, 2**22):                      # a large product is a fast one; what follows is faster in the cache
+        rough, slack, exact = rows(a, b)
+        own, others = [x[a:b].to(rough.device) for x in labels[:2]], [x.to(rough.device) for x in labels[2:]]
+        people = others[0].sort(stable=True)
+        for start, stop in _blocks(b - a, shape[1]):
+            position, count = match_positions(rough[start:stop], slack, lambda i, j: exact(start + i, j), *(x[start:stop] for x in own), *others, people)
+            kept.append(a + start + to_numpy(count.nonzero()[:, 0]))
+            for row, values in zip(found, match_scores(position, count)): row[n:n + len(values)] = values
+            n += len(values)
     if n == 0: raise DataError(_why_all_skipped(*labels))
     ap, inp, first = found[:, :n].numpy().copy()
     cmc = {int(k): float((first <= k).mean()) for k in ranks}
@@ -250,10 +266,12 @@ def evaluate_retrieval(
     try: whole = torch.get_float32_matmul_precision() == "highest"
     except RuntimeError: whole = False          # set by torch's newer names, of which this one knows nothing
     single = torch.float32 if whole else torch.float64     # torch may round products to 10 or 7 bits
-    q, g = (_unit_rows(x, single) for x in (query, gallery))
-    slack = (2*q.shape[1] + 16)*torch.finfo(single).eps/2 + 2.0**-39             # of 2 - 2 x.y for |x| = |y| = 1, added in whatever order
-    def rows(start, stop): return (q[start:stop] @ g.T).mul_(-2).add_(2), slack, lambda i, j: _pair_distances(query, gallery, start + i, j)
-    with torch.autocast(q.device.type, enabled=False): return _evaluate(rows, (query_pids, query_camids, gallery_pids, gallery_camids), (len(query), len(gallery)), ranks)
+    g = _unit_rows(gallery, single)
+    slack = (2*g.shape[1] + 16)*torch.finfo(single).eps/2 + 2.0**-39             # of -2 x.y for |x| = |y| = 1, added in whatever order
+    def rows(start, stop):
+        q = _unit(query[start:stop])
+        return (-2*q).to(g) @ g.T, slack, lambda i, j: _pair_distances(q, gallery, i, j) - 2         # both less 2, which changes no order
+    with torch.autocast(g.device.type, enabled=False): return _evaluate(rows, (query_pids, query_camids, gallery_pids, gallery_camids), (len(query), len(gallery)), ranks)
 
 # %% ../nbs/80_metrics.ipynb #aaf94934
 def _smallest(

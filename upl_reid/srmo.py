@@ -11,6 +11,7 @@ from typing import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .core import ConfigError
@@ -24,11 +25,11 @@ def loss_slopes(
     """Slope of every loss along one direction, in one forward-mode pass.
 
     `losses_fn` must not change any state (batch-norm statistics, queues): pass copies of such buffers. Attention runs on torch's math backend meanwhile."""
-    point = {name: p.detach() for name, p in params.items()}
-    tangent = {name: direction[name].detach() for name in point}
-    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), forward_ad.dual_level(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`torch.jit.script`") # torch's own, raised by its first forward derivative
-        return torch.func.jvp(losses_fn, (point,), (tangent,))[1].detach()
+        losses = losses_fn({name: forward_ad.make_dual(p.detach(), direction[name].detach()) for name, p in params.items()})
+        value, slopes = forward_ad.unpack_dual(losses)
+    return torch.zeros_like(value) if slopes is None else slopes        # None: no loss depends on any parameter
 
 # %% ../nbs/70_srmo.ipynb #3450fbf6
 def gradient_at(
