@@ -93,7 +93,7 @@ def _pair_distances(
     "What `unit_distances` has at (i, j)."
     def take(rows): return _double(b.index_select(0, rows.to(b.device)) if isinstance(b, torch.Tensor) else b.take(to_numpy(rows), 0))
     cosine = torch.zeros(len(i), dtype=torch.float64, device=i.device)
-    for start, stop in _blocks(len(i), 16*a.shape[1]):    # few rows at a time stay in the cache
+    for start, stop in _blocks(len(i), 32*a.shape[1]):    # few rows at a time stay in the cache
         y = take(j[start:stop])
         cosine[start:stop] = torch.linalg.vecdot(a.index_select(0, i[start:stop]), y)/torch.linalg.vector_norm(y, dim=1)
     return _distance(cosine)
@@ -126,27 +126,28 @@ def match_positions(
     own, pid = query_camids[row] == gallery_camids[column], gallery_pids[column]
     removed, match = (row[own], column[own]), ~own & (pid != 0) & (pid != -1)
     row, column = row[match], column[match]
-    near, zero = rough[row, column].double(), torch.zeros(q, dtype=torch.float64, device=device)
-    first, last = (zero.scatter_reduce(0, row, near + error, way, include_self=False) for error, way in ((-2*slack, "amin"), (2*slack, "amax")))
-    start, scale = (x.to(rough.dtype)[:, None] for x in (first, (cells - 3)/(last - first).clamp(min=1e-9)))
-    offset = torch.arange(q, dtype=torch.int32, device=device)[:, None]*cells + 1
-    def cell(x, rows=slice(None)): return (x.to(rough.dtype) - start[rows]).mul_(scale[rows]).clamp_(-1, cells - 2).int().add_(offset[rows])   # ascends with x; a row's first one lies before its matches, its last one behind
+    near, none = rough[row, column].double(), torch.full((q,), -torch.inf, dtype=torch.float64, device=device)
+    last = none.scatter_reduce(0, row, near + 2*slack, "amax")
+    first = last.scatter_reduce(0, row, near - 2*slack, "amin")
+    ahead = rough <= last.to(rough.dtype)[:, None]               # all others are behind every match
+    ahead[:, gallery_pids == -1] = ahead[removed] = False
+    i, j = ahead.nonzero(as_tuple=True)
 
-    low, high = (cell((near + error)[:, None], row)[:, 0].long() for error in (-2*slack, 2*slack))
-    where = cell(rough)
-    where[:, gallery_pids == -1] = where[removed] = q*cells      # in nobody's row
-    where = where.flatten()
+    start, scale = first.to(rough.dtype), ((cells - 3)/(last - first).clamp(min=1e-9)).to(rough.dtype)
+    def cell(x, rows): return (x.to(rough.dtype) - start[rows]).mul_(scale[rows]).clamp_(-1, cells - 2).long().add_(rows*cells + 1)   # ascends with x; a row's first one lies before its matches
+    where, low, high = cell(rough[i, j], i), cell(near - 2*slack, row), cell(near + 2*slack, row)
     before = F.pad(torch.bincount(where, minlength=q*cells).cumsum(0), (1, 0))           # images in earlier cells
     position, unsure = before[low] - before[row*cells] + 1, (before[high + 1] - before[low] > 1).nonzero()[:, 0]
 
-    low, step = low[unsure], torch.ones_like(unsure, dtype=torch.int32)
-    doubtful = torch.zeros(q*cells + 1, dtype=torch.int32, device=device).index_add_(0, low, step).index_add_(0, high[unsure] + 1, -step).cumsum(0) > 0
-    again = doubtful.index_select(0, where).nonzero()[:, 0]
-    order = exact(again // images, again % images).argsort(stable=True)
-    order = order[(again // images)[order].argsort(stable=True)]                         # by query, then distance, then column
+    low, step = low[unsure], torch.ones_like(unsure)
+    doubtful = torch.zeros_like(before).index_add_(0, low, step).index_add_(0, high[unsure] + 1, -step).cumsum(0) > 0
+    again = doubtful[where]
+    i, j, where = i[again], j[again], where[again]
+    order = exact(i, j).argsort(stable=True)
+    order = order[i[order].argsort(stable=True)]                 # by query, then distance, then column
     place = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=device))
-    mine = torch.searchsorted(again, row[unsure]*images + column[unsure])
-    position[unsure] += place[mine] - torch.searchsorted(where[again].sort().values.long(), low)     # those in earlier cells are counted already
+    mine = torch.searchsorted(i*images + j, row[unsure]*images + column[unsure])
+    position[unsure] += place[mine] - torch.searchsorted(where.sort().values, low)       # those in earlier cells are counted already
 
     count = torch.bincount(row, minlength=q)
     out = position.new_full((q, max(1, int(count.max()))), images + 1)
@@ -268,9 +269,10 @@ def evaluate_retrieval(
     single = torch.float32 if whole else torch.float64     # torch may round products to 10 or 7 bits
     g = _unit_rows(gallery, single)
     slack = (2*g.shape[1] + 16)*torch.finfo(single).eps/2 + 2.0**-39             # of -2 x.y for |x| = |y| = 1, added in whatever order
+    room = g.new_empty(_blocks(len(query), len(g), 2**22)[0][1], len(g))         # one place for all products: fresh memory costs more than what is done there
     def rows(start, stop):
         q = _unit(query[start:stop])
-        return (-2*q).to(g) @ g.T, slack, lambda i, j: _pair_distances(q, gallery, i, j) - 2         # both less 2, which changes no order
+        return torch.mm((-2*q).to(g), g.T, out=room[:stop - start]), slack, lambda i, j: _pair_distances(q, gallery, i, j) - 2         # both less 2, which changes no order
     with torch.autocast(g.device.type, enabled=False): return _evaluate(rows, (query_pids, query_camids, gallery_pids, gallery_camids), (len(query), len(gallery)), ranks)
 
 # %% ../nbs/80_metrics.ipynb #aaf94934
