@@ -67,6 +67,13 @@ def test_slopes_are_inner_products_with_separate_backward_passes():
     torch.testing.assert_close(got, torch.stack(want).detach(), rtol=1e-9, atol=1e-12)
     assert not got.requires_grad
 
+def test_losses_that_no_parameter_moves_have_slope_zero():
+    params, losses_fn, _ = problem()
+    zero = torch.zeros(2, dtype=torch.float64)
+    assert torch.equal(loss_slopes(lambda p: zero + 3, params, params), zero)
+    partly = loss_slopes(lambda p: torch.stack([losses_fn(p)[0], zero[0]]), params, params)
+    assert partly[0] != 0 and partly[1] == 0
+
 
 @pytest.mark.parametrize("scales", [(1., 1., 1.), (.2, 3., 0.)])
 def test_meta_gradient_is_the_finite_difference_of_the_whole_step(scales):

@@ -91,7 +91,7 @@ def _pair_distances(
     j: torch.Tensor, # (P,) rows of b
 ) -> torch.Tensor: # (P,) float64
     "What `unit_distances` has at (i, j)."
-    def take(rows): return _double(b.index_select(0, rows.to(b.device)) if isinstance(b, torch.Tensor) else b.take(to_numpy(rows), 0))
+    def take(rows): return _double(b.index_select(0, rows.to(b.device)) if isinstance(b, torch.Tensor) else b[to_numpy(rows)])
     cosine = torch.zeros(len(i), dtype=torch.float64, device=i.device)
     for start, stop in _blocks(len(i), 32*a.shape[1]):    # few rows at a time stay in the cache
         y = take(j[start:stop])
@@ -112,7 +112,7 @@ def _same_person(
 
 def match_positions(
     rough: torch.Tensor, # (Q, G) finite distances
-    slack: float, # how far `rough` may be off
+    slack: float, # how far `rough` may be from `exact`
     exact, # function: (P,) rows, (P,) columns -> (P,) their distances in float64
     query_pids: torch.Tensor, # (Q,) int64
     query_camids: torch.Tensor, # (Q,)
@@ -126,15 +126,14 @@ def match_positions(
     own, pid = query_camids[row] == gallery_camids[column], gallery_pids[column]
     removed, match = (row[own], column[own]), ~own & (pid != 0) & (pid != -1)
     row, column = row[match], column[match]
-    near, none = rough[row, column].double(), torch.full((q,), -torch.inf, dtype=torch.float64, device=device)
-    last = none.scatter_reduce(0, row, near + 2*slack, "amax")
-    first = last.scatter_reduce(0, row, near - 2*slack, "amin")
+    near, none = rough[row, column].double(), torch.full((q,), torch.inf, dtype=torch.float64, device=device)
+    first, last = none.scatter_reduce(0, row, near - 2*slack, "amin"), (-none).scatter_reduce(0, row, near + 2*slack, "amax")
     ahead = rough <= last.to(rough.dtype)[:, None]               # all others are behind every match
     ahead[:, gallery_pids == -1] = ahead[removed] = False
     i, j = ahead.nonzero(as_tuple=True)
 
     start, scale = first.to(rough.dtype), ((cells - 3)/(last - first).clamp(min=1e-9)).to(rough.dtype)
-    def cell(x, rows): return (x.to(rough.dtype) - start[rows]).mul_(scale[rows]).clamp_(-1, cells - 2).long().add_(rows*cells + 1)   # ascends with x; a row's first one lies before its matches
+    def cell(x, rows): return (x.to(rough.dtype) - start[rows]).mul_(scale[rows]).clamp_(-1, cells - 2).long().add_(rows*cells + 1)   # ascends with x; a row's first cell is nearer than its matches
     where, low, high = cell(rough[i, j], i), cell(near - 2*slack, row), cell(near + 2*slack, row)
     before = F.pad(torch.bincount(where, minlength=q*cells).cumsum(0), (1, 0))           # images in earlier cells
     position, unsure = before[low] - before[row*cells] + 1, (before[high + 1] - before[low] > 1).nonzero()[:, 0]
@@ -271,7 +270,7 @@ def evaluate_retrieval(
     slack = (2*g.shape[1] + 16)*torch.finfo(single).eps/2 + 2.0**-39             # of -2 x.y for |x| = |y| = 1, added in whatever order
     room = g.new_empty(_blocks(len(query), len(g), 2**22)[0][1], len(g))         # one place for all products: fresh memory costs more than what is done there
     def rows(start, stop):
-        q = _unit(query[start:stop])
+        q = _unit(query[start:stop]).to(g.device)
         return torch.mm((-2*q).to(g), g.T, out=room[:stop - start]), slack, lambda i, j: _pair_distances(q, gallery, i, j) - 2         # both less 2, which changes no order
     with torch.autocast(g.device.type, enabled=False): return _evaluate(rows, (query_pids, query_camids, gallery_pids, gallery_camids), (len(query), len(gallery)), ranks)
 

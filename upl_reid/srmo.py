@@ -24,7 +24,7 @@ def loss_slopes(
 ) -> Tensor: # (n,) inner product of the direction with each loss's gradient
     """Slope of every loss along one direction, in one forward-mode pass.
 
-    `losses_fn` must not change any state (batch-norm statistics, queues): pass copies of such buffers. Attention runs on torch's math backend meanwhile."""
+    `losses_fn` must not change any state (batch-norm statistics, queues), which nothing checks: pass copies of such buffers. It runs without reverse mode. Attention runs on torch's math backend meanwhile."""
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), forward_ad.dual_level(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`torch.jit.script`") # torch's own, raised by its first forward derivative
         losses = losses_fn({name: forward_ad.make_dual(p.detach(), direction[name].detach()) for name, p in params.items()})
