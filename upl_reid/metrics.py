@@ -27,6 +27,8 @@ def _double(
     if isinstance(x, torch.Tensor): return (x.detach().cpu() if x.device.type == "mps" else x.detach()).double()
     return torch.from_numpy(np.array(x, dtype=np.float64))
 
+_PRODUCT = 2**22        # values of a product of queries and gallery at a time: large ones are fast
+
 def _blocks(
     n: int, # rows in all
     width: int, # values a row
@@ -126,8 +128,8 @@ def match_positions(
     own, pid = query_camids[row] == gallery_camids[column], gallery_pids[column]
     removed, match = (row[own], column[own]), ~own & (pid != 0) & (pid != -1)
     row, column = row[match], column[match]
-    near, none = rough[row, column].double(), torch.full((q,), torch.inf, dtype=torch.float64, device=device)
-    first, last = none.scatter_reduce(0, row, near - 2*slack, "amin"), (-none).scatter_reduce(0, row, near + 2*slack, "amax")
+    near, far = rough[row, column].double(), torch.full((q,), torch.inf, dtype=torch.float64, device=device)
+    first, last = far.scatter_reduce(0, row, near - 2*slack, "amin"), (-far).scatter_reduce(0, row, near + 2*slack, "amax")
     ahead = rough <= last.to(rough.dtype)[:, None]               # all others are behind every match
     ahead[:, gallery_pids == -1] = ahead[removed] = False
     i, j = ahead.nonzero(as_tuple=True)
@@ -203,7 +205,7 @@ def _evaluate(
     names = ("query pids", "query camids", "gallery pids", "gallery camids")
     labels = [torch.from_numpy(_labels(x, n, name)) for x, n, name in zip(labels, np.repeat(shape, 2), names)]
     found, n, kept = torch.empty(3, shape[0], dtype=torch.float64), 0, [] # filled in place: small results kept between large blocks fragment the heap
-    for a, b in _blocks(*shape, 2**22):                      # a large product is a fast one; what follows is faster in the cache
+    for a, b in _blocks(*shape, _PRODUCT):                   # what follows is faster in the cache
         rough, slack, exact = rows(a, b)
         own, others = [x[a:b].to(rough.device) for x in labels[:2]], [x.to(rough.device) for x in labels[2:]]
         people = others[0].sort(stable=True)
@@ -268,7 +270,7 @@ def evaluate_retrieval(
     single = torch.float32 if whole else torch.float64     # torch may round products to 10 or 7 bits
     g = _unit_rows(gallery, single)
     slack = (2*g.shape[1] + 16)*torch.finfo(single).eps/2 + 2.0**-39             # of -2 x.y for |x| = |y| = 1, added in whatever order
-    room = g.new_empty(_blocks(len(query), len(g), 2**22)[0][1], len(g))         # one place for all products: fresh memory costs more than what is done there
+    room = g.new_empty(_blocks(len(query), len(g), _PRODUCT)[0][1], len(g))         # one place for all products: fresh memory costs more than what is done there
     def rows(start, stop):
         q = _unit(query[start:stop]).to(g.device)
         return torch.mm((-2*q).to(g), g.T, out=room[:stop - start]), slack, lambda i, j: _pair_distances(q, gallery, i, j) - 2         # both less 2, which changes no order
