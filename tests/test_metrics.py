@@ -52,13 +52,14 @@ def naive_distance(a, b):
     return [[sum((x/np.sqrt(sum(u*u)) - y/np.sqrt(sum(v*v)))**2 for x, y in zip(u, v)) for v in b] for u in a]
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("kind", ["numpy", "float32", "torch"])
+@pytest.mark.parametrize("kind", ["numpy", "numpy float32", "torch", "torch float32", "torch float32 unit"])
 def test_retrieval_equals_naive_loop(seed, kind):
     q, qp, qc, g, gp, gc = problem(seed)
-    q, g = q.astype(np.float32 if kind == "float32" else float), g.astype(np.float32 if kind == "float32" else float)
+    if "unit" in kind: g = g/np.linalg.norm(g, axis=1, keepdims=True)
+    q, g = (x.astype(np.float32 if "float32" in kind else float) for x in (q, g))
     naive = naive_retrieval(naive_distance(q.astype(float), g.astype(float)), qp, qc, gp, gc, (1, 3, 5, 200))
     args = (q, qp, qc, g, gp, gc)
-    found = evaluate_retrieval(*(map(torch.as_tensor, args) if kind == "torch" else args), ranks=(1, 3, 5, 200))
+    found = evaluate_retrieval(*(map(torch.as_tensor, args) if "torch" in kind else args), ranks=(1, 3, 5, 200))
     same_scores(found, naive)
 
 @pytest.mark.parametrize("seed", range(3))
@@ -72,8 +73,8 @@ def test_ranks_are_those_of_double_precision(seed):
     rounded = evaluate_retrieval(q.astype(np.float32), qp, qc, g.astype(np.float32), gp, gc)
     assert np.abs(rounded.ap - naive[0]).max() > 1e-6       # so the test can fail
 
-def test_ranks_among_more_images_than_cells():
-    "Six thousand near copies of five hundred images: most matches share their cells with others, some have them to themselves."
+def test_ranks_among_near_copies():
+    "Six thousand near copies of five hundred images: most matches have others within the slack, some do not."
     q, qp, qc, g, gp, gc = problem(1, queries=3, images=6000, ids=30)
     rng = np.random.default_rng(1)
     g = g[rng.integers(0, 500, 6000)] + 1e-6*rng.normal(size=g.shape)
@@ -83,7 +84,7 @@ def test_ranks_among_more_images_than_cells():
 @pytest.mark.parametrize("decimals", [2, 12])
 @pytest.mark.parametrize("slack", [0., 1e-4, .01, .3])
 def test_positions_are_those_of_the_exact_distances(slack, decimals):
-    "Rough distances are off by up to the slack that is stated, which spans none, some or all of the cells; with two decimals, many are equal."
+    "Rough distances are off by up to the slack that is stated, which spans none, some or all of the images; with two decimals, many are equal."
     rng = np.random.default_rng(4)
     exact = torch.from_numpy(rng.uniform(0, 1, (12, 400)).round(decimals))
     labels = [torch.from_numpy(rng.integers(low, high, n)) for low, high, n in ((-1, 12, 12), (0, 3, 12), (-1, 9, 400), (0, 3, 400))]
@@ -100,6 +101,15 @@ def test_distances_of_any_range_equal_naive_loop(scale, shift):
     rng = np.random.default_rng(3)
     distance = scale*rng.normal(size=(6, 150)) + shift
     labels = rng.integers(1, 9, 6), rng.integers(0, 2, 6), rng.integers(-1, 9, 150), rng.integers(0, 2, 150)
+    same_scores(evaluate_distances(distance, *labels), naive_retrieval(distance, *labels, (1, 5, 10)))
+
+def test_matches_close_together_and_strangers_far_nearer():
+    "Every query's matches lie within a thousandth, its strangers anywhere from far nearer to far behind."
+    rng = np.random.default_rng(6)
+    labels = rng.integers(1, 5, 8), rng.integers(0, 2, 8), rng.integers(1, 30, 120), rng.integers(0, 2, 120)
+    distance = rng.uniform(-50, 50, (8, 120))
+    match = labels[0][:, None] == labels[2]
+    distance[match] = rng.uniform(0, .001, match.sum())
     same_scores(evaluate_distances(distance, *labels), naive_retrieval(distance, *labels, (1, 5, 10)))
 
 def test_rounded_matrix_products_change_nothing():

@@ -27,7 +27,8 @@ def _double(
     if isinstance(x, torch.Tensor): return (x.detach().cpu() if x.device.type == "mps" else x.detach()).double()
     return torch.from_numpy(np.array(x, dtype=np.float64))
 
-_PRODUCT = 2**22        # values of a product of queries and gallery at a time: large ones are fast
+_CACHE = 2**17          # values in double precision that stay in a processor's cache
+_PRODUCT = 2**24        # values of a product of queries and gallery at a time: large ones are fast
 
 def _blocks(
     n: int, # rows in all
@@ -39,20 +40,23 @@ def _blocks(
     return [(start, min(start + size, n)) for start in range(0, n, size)]
 
 # %% ../nbs/80_metrics.ipynb #a3f72d72
-def _features(
+def _measured(
     x, # (N, d) tensor or array
     name: str, # whose features, for the message
-): # `x`, as an array if it was a sequence
-    "Check features. Raises `DataError` for a wrong shape and for rows that are zero or not finite."
+): # `x`, as an array if it was a sequence; (N,) float64 tensor, the lengths of its rows
+    "Check and measure features. Raises `DataError` for a wrong shape and for rows that are zero or not finite."
     x = x if isinstance(x, torch.Tensor) else np.asarray(x)
     if x.ndim != 2 or 0 in x.shape: raise DataError(f"{name} features have shape {tuple(x.shape)}; expected (images, dimensions) with at least one of each")
-    for start, stop in _blocks(*x.shape):
-        norm = torch.linalg.vector_norm(_double(x[start:stop]), dim=1)
-        bad = ~(torch.isfinite(norm) & (norm > 0))
-        if bad.any():
-            raise DataError(f"{name} feature {start + int(bad.nonzero()[0])} is zero, infinite or not a number, so it has no direction; "
-                            "check the network for divergence")
-    return x
+    length = torch.cat([torch.linalg.vector_norm(_double(x[start:stop]), dim=1) for start, stop in _blocks(*x.shape, _CACHE)])
+    bad = ~(torch.isfinite(length) & (length > 0))
+    if bad.any():
+        raise DataError(f"{name} feature {int(bad.nonzero()[0])} is zero, infinite or not a number, so it has no direction; "
+                        "check the network for divergence")
+    return x, length
+
+def _features(x, name: str):
+    "`x`, checked."
+    return _measured(x, name)[0]
 
 def _labels(
     values, # (N,) integers
@@ -89,16 +93,16 @@ def unit_distances(
 def _pair_distances(
     a: torch.Tensor, # (A, d) float64, from `_unit`
     b, # (B, d) features
+    length: torch.Tensor, # (B,) float64, theirs
     i: torch.Tensor, # (P,) rows of a
     j: torch.Tensor, # (P,) rows of b
 ) -> torch.Tensor: # (P,) float64
     "What `unit_distances` has at (i, j)."
     def take(rows): return _double(b.index_select(0, rows.to(b.device)) if isinstance(b, torch.Tensor) else b[to_numpy(rows)])
     cosine = torch.zeros(len(i), dtype=torch.float64, device=i.device)
-    for start, stop in _blocks(len(i), 32*a.shape[1]):    # few rows at a time stay in the cache
-        y = take(j[start:stop])
-        cosine[start:stop] = torch.linalg.vecdot(a.index_select(0, i[start:stop]), y)/torch.linalg.vector_norm(y, dim=1)
-    return _distance(cosine)
+    for start, stop in _blocks(len(i), a.shape[1], 2**16):    # few rows at a time stay in the cache
+        cosine[start:stop] = take(j[start:stop]).mul_(a.index_select(0, i[start:stop])).sum(dim=1)
+    return _distance(cosine.div_(length[j]))
 
 # %% ../nbs/80_metrics.ipynb #a938412d
 def _same_person(
@@ -112,6 +116,20 @@ def _same_person(
     row = torch.arange(len(count), device=count.device).repeat_interleave(count)
     return row, order[torch.arange(len(row), device=count.device) + (first - count.cumsum(0) + count)[row]]
 
+def _at_most(x: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
+    "Where x <= limit."
+    return torch.from_numpy(x.numpy() <= limit.numpy()) if x.device.type == "cpu" else x <= limit
+
+def _true(mask: torch.Tensor) -> torch.Tensor:
+    "Flat places of the true values, ascending."
+    return torch.from_numpy(np.flatnonzero(mask.numpy())) if mask.device.type == "cpu" else mask.view(-1).nonzero()[:, 0]
+
+def _ascending(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    "The values sorted, and the place each had; equal ones in any order."
+    if x.device.type != "cpu": return x.sort()
+    order = torch.from_numpy(np.argsort(x.numpy()))
+    return x[order], order
+
 def match_positions(
     rough: torch.Tensor, # (Q, G) finite distances
     slack: float, # how far `rough` may be from `exact`
@@ -123,32 +141,36 @@ def match_positions(
     people: tuple | None = None, # `gallery_pids.sort(stable=True)`, where somebody has it already
 ) -> tuple[torch.Tensor, torch.Tensor]: # (Q, M) int64 positions from 1, ascending, and how many of a row count (the rest is padding)
     "For every query the positions of its matches in the ranking without removed images."
-    (q, images), device, cells = rough.shape, rough.device, min(2**12, rough.shape[1]) + 3
+    (q, images), device = rough.shape, rough.device
     row, column = _same_person(query_pids, *(people or gallery_pids.sort(stable=True)))
     own, pid = query_camids[row] == gallery_camids[column], gallery_pids[column]
-    removed, match = (row[own], column[own]), ~own & (pid != 0) & (pid != -1)
+    removed, match = row[own]*images + column[own], ~own & (pid != 0) & (pid != -1)
     row, column = row[match], column[match]
     near, far = rough[row, column].double(), torch.full((q,), torch.inf, dtype=torch.float64, device=device)
     first, last = far.scatter_reduce(0, row, near - 2*slack, "amin"), (-far).scatter_reduce(0, row, near + 2*slack, "amax")
-    ahead = rough <= last.to(rough.dtype)[:, None]               # all others are behind every match
-    ahead[:, gallery_pids == -1] = ahead[removed] = False
-    i, j = ahead.nonzero(as_tuple=True)
+    ahead = _at_most(rough, last.to(rough.dtype)[:, None])       # all others are behind every match
+    ahead &= gallery_pids != -1
+    ahead.view(-1)[removed] = False
+    image = _true(ahead)
+    start = torch.searchsorted(image, torch.arange(q + 1, device=device)*images)         # where each query's begin
+    i = torch.arange(q, device=device).repeat_interleave(start.diff(), output_size=len(image))
 
-    start, scale = first.to(rough.dtype), ((cells - 3)/(last - first).clamp(min=1e-9)).to(rough.dtype)
-    def cell(x, rows): return (x.to(rough.dtype) - start[rows]).mul_(scale[rows]).clamp_(-1, cells - 2).long().add_(rows*cells + 1)   # ascends with x; a row's first cell is nearer than its matches
-    where, low, high = cell(rough[i, j], i), cell(near - 2*slack, row), cell(near + 2*slack, row)
-    before = F.pad(torch.bincount(where, minlength=q*cells).cumsum(0), (1, 0))           # images in earlier cells
-    position, unsure = before[low] - before[row*cells] + 1, (before[high + 1] - before[low] > 1).nonzero()[:, 0]
+    least, width = first.min(), 2*(last.max() - first.min()).clamp(min=1e-9)
+    def key(x, rows): return (x.double() - least).clamp_(-width/4, width/2).add_(rows*width)  # ascends with the row, then with x, as far as there are digits
+    keys, order = _ascending(key(rough.reshape(-1).index_select(0, image), i))
+    low, high = torch.searchsorted(keys, key(near - 2*slack, row)), torch.searchsorted(keys, key(near + 2*slack, row), right=True)
+    position, unsure = low - start[row] + 1, (high - low > 1).nonzero()[:, 0]
 
     low, step = low[unsure], torch.ones_like(unsure)
-    doubtful = torch.zeros_like(before).index_add_(0, low, step).index_add_(0, high[unsure] + 1, -step).cumsum(0) > 0
-    again = doubtful[where]
-    i, j, where = i[again], j[again], where[again]
+    doubtful = torch.zeros(len(keys) + 1, dtype=torch.int64, device=device).index_add_(0, low, step).index_add_(0, high[unsure], -step).cumsum(0) > 0
+    again = doubtful.nonzero()[:, 0]
+    image = image[order[again]].sort().values
+    i, j = image//images, image % images
     order = exact(i, j).argsort(stable=True)
     order = order[i[order].argsort(stable=True)]                 # by query, then distance, then column
     place = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=device))
-    mine = torch.searchsorted(i*images + j, row[unsure]*images + column[unsure])
-    position[unsure] += place[mine] - torch.searchsorted(where.sort().values, low)       # those in earlier cells are counted already
+    mine = torch.searchsorted(image, row[unsure]*images + column[unsure])
+    position[unsure] += place[mine] - torch.searchsorted(again, low)     # those before are counted already
 
     count = torch.bincount(row, minlength=q)
     out = position.new_full((q, max(1, int(count.max()))), images + 1)
@@ -204,11 +226,11 @@ def _evaluate(
     if not all(isinstance(k, (int, np.integer)) and k >= 1 for k in ranks): raise ConfigError(f"ranks are {ranks!r}; expected integers from 1")
     names = ("query pids", "query camids", "gallery pids", "gallery camids")
     labels = [torch.from_numpy(_labels(x, n, name)) for x, n, name in zip(labels, np.repeat(shape, 2), names)]
+    known = labels[2].sort(stable=True)
     found, n, kept = torch.empty(3, shape[0], dtype=torch.float64), 0, [] # filled in place: small results kept between large blocks fragment the heap
     for a, b in _blocks(*shape, _PRODUCT):                   # what follows is faster in the cache
         rough, slack, exact = rows(a, b)
-        own, others = [x[a:b].to(rough.device) for x in labels[:2]], [x.to(rough.device) for x in labels[2:]]
-        people = others[0].sort(stable=True)
+        own, others, people = ([x.to(rough.device) for x in some] for some in ([x[a:b] for x in labels[:2]], labels[2:], known))
         for start, stop in _blocks(b - a, shape[1]):
             position, count = match_positions(rough[start:stop], slack, lambda i, j: exact(start + i, j), *(x[start:stop] for x in own), *others, people)
             kept.append(a + start + to_numpy(count.nonzero()[:, 0]))
@@ -242,11 +264,12 @@ def evaluate_distances(
 # %% ../nbs/80_metrics.ipynb #b9e1283f
 def _unit_rows(
     x, # (N, d) features
+    length: torch.Tensor, # (N,) float64, theirs
     dtype: torch.dtype, # of the result
 ) -> torch.Tensor: # (N, d)
     "Rows of length 1, made a block at a time."
-    out = torch.empty(x.shape, dtype=dtype, device=_double(x[:1]).device)
-    for start, stop in _blocks(*x.shape): out[start:stop] = _unit(x[start:stop])
+    out = torch.empty(x.shape, dtype=dtype, device=length.device)
+    for start, stop in _blocks(*x.shape, _CACHE): out[start:stop] = _double(x[start:stop])/length[start:stop, None]
     return out
 
 # %% ../nbs/80_metrics.ipynb #7cefc390
@@ -262,18 +285,20 @@ def evaluate_retrieval(
     """mAP, mINP and CMC of features under the Market-1501 protocol, ranked by cosine similarity (Eq. 7); ties: lower gallery index first.
 
     Shapes: numpy or torch. Raises `DataError` for shapes that do not fit, zero or non-finite features, and if every query is skipped."""
-    query, gallery = _features(query, "query"), _features(gallery, "gallery")
+    query, (gallery, length) = _features(query, "query"), _measured(gallery, "gallery")
     if query.shape[1] != gallery.shape[1]: raise DataError(f"query features have {query.shape[1]} dimensions, gallery features {gallery.shape[1]}; "
                                                            "take both from the same model")
     try: whole = torch.get_float32_matmul_precision() == "highest"
     except RuntimeError: whole = False          # set by torch's newer names, of which this one knows nothing
     single = torch.float32 if whole else torch.float64     # torch may round products to 10 or 7 bits
-    g = _unit_rows(gallery, single)
-    slack = (2*g.shape[1] + 16)*torch.finfo(single).eps/2 + 2.0**-39             # of -2 x.y for |x| = |y| = 1, added in whatever order
+    g, off = gallery, float((length - 1).abs().max())
+    if isinstance(g, torch.Tensor) and (g.dtype, g.device) == (single, length.device) and off < 2.0**-20: g = g.detach()   # unit rows but for rounding: as they are
+    else: g, off = _unit_rows(g, length, single), 0
+    slack = (2*g.shape[1] + 16)*torch.finfo(single).eps/2 + 2.0**-39 + 2*off     # of -2 x.y for |x| = |y| = 1, added in whatever order
     room = g.new_empty(_blocks(len(query), len(g), _PRODUCT)[0][1], len(g))         # one place for all products: fresh memory costs more than what is done there
     def rows(start, stop):
         q = _unit(query[start:stop]).to(g.device)
-        return torch.mm((-2*q).to(g), g.T, out=room[:stop - start]), slack, lambda i, j: _pair_distances(q, gallery, i, j) - 2         # both less 2, which changes no order
+        return torch.mm((-2*q).to(g), g.T, out=room[:stop - start]), slack, lambda i, j: _pair_distances(q, gallery, length, i, j) - 2         # both less 2, which changes no order
     with torch.autocast(g.device.type, enabled=False): return _evaluate(rows, (query_pids, query_camids, gallery_pids, gallery_camids), (len(query), len(gallery)), ranks)
 
 # %% ../nbs/80_metrics.ipynb #aaf94934
