@@ -15,7 +15,7 @@ import torch
 from scipy.sparse.csgraph import connected_components
 from sklearn.cluster import KMeans
 
-from .core import ConfigError, DataError, like, to_numpy
+from .core import ConfigError, DataError, at_most, like, places, to_numpy
 
 # %% ../nbs/30_cluster.ipynb #4b97f6a7
 def finite_rows(
@@ -47,15 +47,16 @@ def exact_neighbours(
     "Indices of the k nearest rows: itself first, then by distance, ties by the lower index."
     length, groups, block = (x != 0).any(1).to(x.dtype), max(k, 512), max(1, min(block, 2**22 // len(x)))
     out = np.empty((len(rows), k), np.int64)                 # filled in place: small results kept between large blocks fragment the heap
+    room = x.new_empty(min(block, len(rows)), len(x))        # one place for all scores, for the same reason
     for start in range(0, len(rows), block):
         own = torch.as_tensor(rows[start:start+block], device=x.device)
-        score = (x[own] @ x.T).mul_(-2).add_(length)         # squared distance, less a constant of the row
+        score = torch.mm(x[own], x.T, out=room[:len(own)]).mul_(-2).add_(length)         # squared distance, less a constant of the row
         score[torch.arange(len(own), device=x.device), own] = -torch.inf
         many = len(x)//groups > 1
         best = score[:, :len(x)//groups*groups].unflatten(1, (-1, groups)).amin(1) if many else score
         enough = best.topk(k, largest=False, sorted=False).values.amax(1, keepdim=True)
-        row, col = torch.nonzero(score <= enough, as_tuple=True)
-        value, row, col = to_numpy(score[row, col]), to_numpy(row), to_numpy(col)
+        found = places(at_most(score, enough))
+        value, row, col = (to_numpy(y) for y in (score.view(-1).index_select(0, found), found//len(x), found % len(x)))
         order = np.lexsort((value, row))                     # stable, and columns ascend already
         place = np.arange(len(row)) - np.searchsorted(row, np.arange(len(score)))[row]
         out[start:start+block] = col[order][place < k].reshape(-1, k)

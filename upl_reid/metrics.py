@@ -17,7 +17,7 @@ from scipy import sparse
 from sklearn import metrics as scores
 
 from .cluster import silhouette_samples
-from .core import ConfigError, DataError, like, seed_for, to_numpy
+from .core import ConfigError, DataError, at_most, like, places, seed_for, to_numpy
 
 # %% ../nbs/80_metrics.ipynb #ebf69b54
 def _double(
@@ -116,19 +116,11 @@ def _same_person(
     row = torch.arange(len(count), device=count.device).repeat_interleave(count)
     return row, order[torch.arange(len(row), device=count.device) + (first - count.cumsum(0) + count)[row]]
 
-def _at_most(x: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
-    "Where x <= limit."
-    return torch.from_numpy(x.numpy() <= limit.numpy()) if x.device.type == "cpu" else x <= limit
-
-def _true(mask: torch.Tensor) -> torch.Tensor:
-    "Flat places of the true values, ascending."
-    return torch.from_numpy(np.flatnonzero(mask.numpy())) if mask.device.type == "cpu" else mask.view(-1).nonzero()[:, 0]
-
 def _ascending(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     "The values sorted, and the place each had; equal ones in any order."
     if x.device.type != "cpu": return x.sort()
     order = torch.from_numpy(np.argsort(x.numpy()))
-    return x[order], order
+    return x.index_select(0, order), order
 
 def match_positions(
     rough: torch.Tensor, # (Q, G) finite distances
@@ -148,10 +140,10 @@ def match_positions(
     row, column = row[match], column[match]
     near, far = rough[row, column].double(), torch.full((q,), torch.inf, dtype=torch.float64, device=device)
     first, last = far.scatter_reduce(0, row, near - 2*slack, "amin"), (-far).scatter_reduce(0, row, near + 2*slack, "amax")
-    ahead = _at_most(rough, last.to(rough.dtype)[:, None])       # all others are behind every match
+    ahead = at_most(rough, last.to(rough.dtype)[:, None])       # all others are behind every match
     ahead &= gallery_pids != -1
     ahead.view(-1)[removed] = False
-    image = _true(ahead)
+    image = places(ahead)
     start = torch.searchsorted(image, torch.arange(q + 1, device=device)*images)         # where each query's begin
     i = torch.arange(q, device=device).repeat_interleave(start.diff(), output_size=len(image))
 
