@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['readable', 'DataError', 'ConfigError', 'RunError', 'seed_for', 'seeded', 'pick_device', 'to_numpy', 'like', 'at_most',
-           'places', 'write_atomic', 'project_root', 'in_test']
+           'places', 'ascending', 'write_atomic', 'project_root', 'in_test']
 
 # %% ../nbs/00_core.ipynb #21c06eea
 import contextlib, hashlib, json, os
@@ -92,6 +92,14 @@ def places(
 ) -> torch.Tensor: # int64, ascending, on the same device
     "Where a mask is true: positions in the flattened mask."
     return torch.from_numpy(np.flatnonzero(mask.numpy())) if mask.device.type == "cpu" else mask.view(-1).nonzero()[:, 0]
+
+def ascending(
+    x: torch.Tensor, # (N,) without a gradient
+) -> tuple[torch.Tensor, torch.Tensor]: # (N,) values, (N,) int64, on the same device
+    "Values in ascending order, and the place each had; equal ones in any order."
+    if x.device.type != "cpu": return x.sort()
+    order = torch.from_numpy(np.argsort(x.numpy()))
+    return x.index_select(0, order), order
 
 # %% ../nbs/00_core.ipynb #138338f6
 def write_atomic(

@@ -174,7 +174,7 @@ class Gallery:
         some = some_rows(len(x), 500, "probe")
         cameras = self.rows.camera.iloc[some].to_numpy()
         wanted = [(left_out, self._nearest(x[some], 11, left_out, True)[0][:, 1:]) for left_out in (np.full(len(some), ""), *([cameras] if len(set(cameras)) > 1 else []))]
-        for self.probe in [*(p for p in (round(2**(i/2)) for i in range(1, 60)) if p < self.index.nlist), self.index.nlist]:
+        for self.probe in [*(p for i in range(1, 60) if (p := round(2**(i/2))) < self.index.nlist), self.index.nlist]:
             if all((self._nearest(x[some], 11, left_out)[0][:, 1:] >= true - 1e-6).mean() >= self.recall for left_out, true in wanted): break
 
     def _nearest(self, x, k, left_out, exact=False):

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy import sparse
 from sklearn import metrics as scores
 
 from .cluster import silhouette_samples
-from .core import ConfigError, DataError, at_most, like, places, seed_for, to_numpy
+from .core import ConfigError, DataError, ascending, at_most, like, places, seed_for, to_numpy
 
 # %% ../nbs/80_metrics.ipynb #ebf69b54
 def _double(
@@ -100,11 +99,11 @@ def _pair_distances(
     "What `unit_distances` has at (i, j)."
     def take(rows): return _double(b.index_select(0, rows.to(b.device)) if isinstance(b, torch.Tensor) else b[to_numpy(rows)])
     cosine = torch.zeros(len(i), dtype=torch.float64, device=i.device)
-    for start, stop in _blocks(len(i), a.shape[1], 2**16):    # few rows at a time stay in the cache
+    for start, stop in _blocks(len(i), 2*a.shape[1], _CACHE):
         cosine[start:stop] = take(j[start:stop]).mul_(a.index_select(0, i[start:stop])).sum(dim=1)
     return _distance(cosine.div_(length[j]))
 
-# %% ../nbs/80_metrics.ipynb #a938412d
+# %% ../nbs/80_metrics.ipynb #a938412c
 def _same_person(
     query_pids: torch.Tensor, # (Q,) int64
     pids: torch.Tensor, # (G,) of the gallery, sorted
@@ -116,12 +115,7 @@ def _same_person(
     row = torch.arange(len(count), device=count.device).repeat_interleave(count)
     return row, order[torch.arange(len(row), device=count.device) + (first - count.cumsum(0) + count)[row]]
 
-def _ascending(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    "The values sorted, and the place each had; equal ones in any order."
-    if x.device.type != "cpu": return x.sort()
-    order = torch.from_numpy(np.argsort(x.numpy()))
-    return x.index_select(0, order), order
-
+# %% ../nbs/80_metrics.ipynb #a938412d
 def match_positions(
     rough: torch.Tensor, # (Q, G) finite distances
     slack: float, # how far `rough` may be from `exact`
@@ -147,9 +141,10 @@ def match_positions(
     start = torch.searchsorted(image, torch.arange(q + 1, device=device)*images)         # where each query's begin
     i = torch.arange(q, device=device).repeat_interleave(start.diff(), output_size=len(image))
 
-    least, width = first.min(), 2*(last.max() - first.min()).clamp(min=1e-9)
+    least = first.min()
+    width = 2*(last.max() - least).clamp(min=1e-9)
     def key(x, rows): return (x.double() - least).clamp_(-width/4, width/2).add_(rows*width)  # ascends with the row, then with x, as far as there are digits
-    keys, order = _ascending(key(rough.reshape(-1).index_select(0, image), i))
+    keys, order = ascending(key(rough.reshape(-1).index_select(0, image), i))
     low, high = torch.searchsorted(keys, key(near - 2*slack, row)), torch.searchsorted(keys, key(near + 2*slack, row), right=True)
     position, unsure = low - start[row] + 1, (high - low > 1).nonzero()[:, 0]
 
@@ -220,10 +215,10 @@ def _evaluate(
     labels = [torch.from_numpy(_labels(x, n, name)) for x, n, name in zip(labels, np.repeat(shape, 2), names)]
     known = labels[2].sort(stable=True)
     found, n, kept = torch.empty(3, shape[0], dtype=torch.float64), 0, [] # filled in place: small results kept between large blocks fragment the heap
-    for a, b in _blocks(*shape, _PRODUCT):                   # what follows is faster in the cache
+    for a, b in _blocks(*shape, _PRODUCT):
         rough, slack, exact = rows(a, b)
         own, others, people = ([x.to(rough.device) for x in some] for some in ([x[a:b] for x in labels[:2]], labels[2:], known))
-        for start, stop in _blocks(b - a, shape[1]):
+        for start, stop in _blocks(b - a, shape[1]):         # what is done with a product is faster in the cache
             position, count = match_positions(rough[start:stop], slack, lambda i, j: exact(start + i, j), *(x[start:stop] for x in own), *others, people)
             kept.append(a + start + to_numpy(count.nonzero()[:, 0]))
             for row, values in zip(found, match_scores(position, count)): row[n:n + len(values)] = values
