@@ -30,14 +30,15 @@ def render(index):
     from nbconvert import MarkdownExporter
     notebook = nbformat.read(index, as_version=4)
     notebook.cells = [nbformat.from_dict(cell) for cell in map(visible, notebook.cells) if cell is not None]
-    notebook.metadata["language_info"] = {"name": "python"}     # nbdev_clean drops it, and the exporter needs it to mark code blocks
+    notebook.metadata["language_info"] = {"name": "python"}     # nbdev_clean drops it; code blocks get it
     body, resources = MarkdownExporter().from_notebook_node(notebook)
-    if resources.get("outputs"): sys.exit(f"{index}: a cell has a picture as output, which README.md cannot hold; save it under reports/ and link to it")
+    if resources.get("outputs"):
+        sys.exit(f"{index}: a cell has a picture as output, which README.md cannot hold; save it under reports/")
     body = re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in body.splitlines())).strip()
     return f"{NOTE}\n\n{relink(body)}\n"
 
 def main(args, root=ROOT):
-    "Write README.md below `root`, or compare it (--check). The exit status: 0 in step or written, 1 out of step, 2 wrong use."
+    "Write README.md below `root`, or compare it (--check). Status: 0 in step or written, 1 out of step, 2 wrong use."
     if args not in ([], ["--check"]):
         print(__doc__.strip(), file=sys.stderr)
         return 2

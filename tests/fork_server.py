@@ -1,31 +1,37 @@
-"""A process that has imported everything, with one thread, and forks: commands start at once and can be killed at any moment.
+"""A process with one thread that has imported everything and forks: commands start at once and can be killed any time.
 
-One JSON line in: dict(arguments, folder, and perhaps file_limit, user, delay). One JSON line out: the process id. The child writes its exit code to `folder/code`, what it says to `folder/said`."""
-import json, os, resource, signal, sys, time
+One JSON line in: dict(arguments, folder, and perhaps file_limit, user, delay). One JSON line out: the process id.
+The child writes its exit code to `folder/code`, and its output to `folder/said`."""
+import json, os, resource, signal, sys
 from pathlib import Path
 
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)            # children that ended are gone
 import matplotlib
 matplotlib.use("Agg")
-import faiss, io, pandas, torch
+import faiss  # noqa: F401  loaded before forking, as all that follows
+import io, pandas, torch
 from PIL import Image
+from upl_reid import data, deployment, evaluation, experiments, training
 from upl_reid.cli import main
-from upl_reid.runs import load_methods
+from upl_reid.experiments.config import load_methods
 
+for folder in (data, deployment, evaluation, experiments, training):
+    for name in folder.__all__: getattr(folder, name)    # loaded before forking, not when a command needs it
 torch.set_num_threads(1)
 load_methods()
-Image.init()                                             # what is loaded when first used, another user may not be allowed to load
+Image.init()                                             # now: another user may not have access to the files
 pandas.DataFrame({"a": [1]}).to_csv(io.StringIO())
 
 
 def report(folder):
     "A stand-in for a table: numbers, text and a figure, written over and over."
     import matplotlib.pyplot as plt, pandas as pd
-    from upl_reid.report import write_report
+    from upl_reid.experiments.tables import write_report
     for n in range(1000):
         fig, ax = plt.subplots(figsize=(3, 2))
         ax.plot(range(n))
-        write_report("t", Path(folder), f"# Report {n}\n" + f"row {n}\n"*3000 + "end", pd.DataFrame({"n": [n]*3000}), fig)
+        text = f"# Report {n}\n" + f"row {n}\n"*3000 + "end"
+        write_report("t", Path(folder), text, pd.DataFrame({"n": [n]*3000}), fig)
         plt.close(fig)
     return 0
 

@@ -7,32 +7,37 @@ __all__ = ['Direct', 'hard_pseudo_labels', 'global_clusters', 'global_labels', '
 
 # %% ../../nbs/methods/baseline.ipynb #d945c6e7
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..backbone import Encoder
-from ..cluster import camera_center, cluster_centroids, dbscan, jaccard_distance
+from ..components.encoder import Encoder
+from ..components.clustering import camera_center, cluster_centroids, dbscan
+from ..components.neighbours import jaccard_distance
 from ..core import DataError
-from ..train import Method, PseudoLabels, Supervised, register
+from ..training.method import Method, PseudoLabels, Supervised, register
 
 # %% ../../nbs/methods/baseline.ipynb #5312ddff
+register("oracle")(Supervised)
+
 @register("direct")
 class Direct(Method):
     "Direct transfer: the pretrained model, not trained any further."
     trains = False
-
-register("oracle")(Supervised);
 
 # %% ../../nbs/methods/baseline.ipynb #44f8ac5b
 def hard_pseudo_labels(
     features: Tensor, # (N, d) unit length
     labels: Tensor, # (N,) cluster of each image, -1: noise
 ) -> PseudoLabels:
-    "Cluster ids as hard labels of weight 1, with the clusters' mean directions. Raises `DataError` for fewer than two clusters."
+    """Cluster ids as hard labels of weight 1, with the clusters' mean directions.
+
+    Raises `DataError` for fewer than two clusters."""
     labels = torch.as_tensor(labels, device=features.device)
-    if int(labels.max()) < 1: raise DataError(f"clustering found {int(labels.max()) + 1} clusters among {len(labels)} images; raise eps or lower min_samples")
+    count = int(labels.max()) + 1
+    if count < 2:
+        raise DataError(f"clustering found {count} clusters among {len(labels)} images; raise eps or lower min_samples")
     return PseudoLabels(labels, None, (labels >= 0).float(), cluster_centroids(features, labels))
 
+# %% ../../nbs/methods/baseline.ipynb #fba18746
 def global_clusters(
     features: Tensor, # (N, d) unit length
     camids: Tensor, # (N,)
@@ -44,7 +49,8 @@ def global_clusters(
 ) -> Tensor: # (N,) int64, -1: noise
     "One DBSCAN over all cameras on the Jaccard distance."
     points = camera_center(features, camids) if center else features
-    return torch.as_tensor(dbscan(jaccard_distance(points, k1, k2, max_distance=min(1., eps + 1e-9)), eps, min_samples), device=features.device)
+    distance = jaccard_distance(points, k1, k2, max_distance=min(1., eps + 1e-9))
+    return torch.as_tensor(dbscan(distance, eps, min_samples), device=features.device)
 
 def global_labels(
     features: Tensor, # (N, d) unit length
@@ -54,6 +60,7 @@ def global_labels(
     "The clusters of one DBSCAN over all cameras as labels. Raises `DataError` for fewer than two clusters."
     return hard_pseudo_labels(features, global_clusters(features, camids, **how))
 
+# %% ../../nbs/methods/baseline.ipynb #f1f55f80
 @register("dbscan")
 class GlobalDBSCAN(Method):
     "DBSCAN on the Jaccard distance over all cameras, cross-entropy and triplet."
@@ -74,4 +81,5 @@ class GlobalDBSCAN(Method):
         camids: Tensor, # (N,)
         round: int, # not used
     ) -> PseudoLabels:
+        "Clusters of one DBSCAN over all cameras."
         return global_labels(features, camids, **self.label_args)

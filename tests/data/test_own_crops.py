@@ -1,0 +1,470 @@
+"""One's own crops: folders, tables and pictures as users and attackers have them; each row of the input matrix has its
+test here or beside it."""
+import io
+import os
+import shutil
+import struct
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+
+from upl_reid.core import DataError
+from upl_reid.data.benchmarks import load_domain
+from upl_reid.data.own_crops import (
+    MAX_ROWS, as_domain, check_images, raise_faults, find_images, list_images, load_folder, natural_sort_key,
+    ignored_files, read_folder, read_table, report_in_words, write_table)
+from upl_reid.core import printable_text
+from upl_reid.data.decoding import MAX_PIXELS, read_image
+
+
+def picture(path, size=(6, 12), colour=(200, 30, 60)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+    return path
+
+
+def table(path, text, encoding="utf-8"):
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def fault(f, *args):
+    with pytest.raises(DataError) as e: f(*args)
+    return str(e.value)
+
+
+# ---- folders
+
+def test_sub_folders_are_cameras_in_natural_order(tmp_path):
+    for name in ("cam10/a.jpg", "cam2/x/y/b.PNG", "cam2/c.jpeg", "cam1/.hidden.jpg", "cam1/d.bmp", ".git/e.jpg"):
+        picture(tmp_path/name)
+    (tmp_path/"cam2/notes.txt").write_text("")
+    domain = load_domain("folder", tmp_path)
+    assert domain.cameras == ("cam1", "cam2", "cam10") and len(domain.query) == len(domain.gallery) == 0
+    images = [(p.name, c) for p, c in zip(domain.train.paths, domain.train.camids)]
+    assert images == [("d.bmp", 0), ("a.jpg", 2), ("c.jpeg", 1), ("b.PNG", 1)]
+    assert (domain.train.pids == -1).all()
+
+
+def test_images_in_the_root_have_no_camera(tmp_path):
+    for name in "ab": picture(tmp_path/f"{name}.jpg")
+    domain = load_folder(tmp_path)
+    assert domain.cameras == ("",) and domain.train.camids.tolist() == [0, 0]
+
+
+def test_half_of_each_is_refused(tmp_path):
+    picture(tmp_path/"a.jpg"); picture(tmp_path/"cam1/b.jpg")
+    assert "beside its sub-folders" in fault(load_folder, tmp_path)
+
+
+def test_pattern(tmp_path):
+    for name in ("x/0007_c3_1.jpg", "0009_c1_2.jpg"): picture(tmp_path/name)
+    found = read_folder(tmp_path, r"(?P<pid>\d+)_c(?P<cam>\d+)")
+    assert found.camid.tolist() == ["1", "3"] and found.pid.tolist() == [9, 7]
+    picture(tmp_path/"odd.jpg")
+    assert "1 fault" in (said := fault(read_folder, tmp_path, r"c(?P<cam>\d)")) and "odd.jpg" in said
+    assert "regular expression" in fault(read_folder, tmp_path, "(") and "(?P<cam>" in fault(read_folder, tmp_path, "x")
+
+
+@pytest.mark.parametrize("root", ["absent", "empty"])
+def test_nothing_there(tmp_path, root):
+    (tmp_path/"empty").mkdir()
+    assert str(tmp_path/root) in fault(list_images, tmp_path/root)
+
+
+@pytest.mark.parametrize("name", [
+    "new\nline", "Überwachung", "摄像头", "مخرج", "tab\there", "quo\"te, comma", "-rf", "a..x", "emoji 🚶", "x"*200])
+def test_names_of_any_kind(tmp_path, name):
+    picture(tmp_path/name/f"{name[:100]}.jpg"); picture(tmp_path/"other"/"b.jpg")
+    domain = load_folder(tmp_path)
+    assert set(domain.cameras) == {name, "other"}
+    written = write_table(list_images(tmp_path), tmp_path/"images.csv")
+    assert load_folder(tmp_path).cameras == domain.cameras and load_folder(written).train.paths == domain.train.paths
+    assert "\n" not in printable_text(name) and len(printable_text(name)) <= 120
+
+
+def test_bytes_that_are_no_text_as_a_name(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/cam\xff1"
+    os.mkdir(folder)
+    picture(Path(os.fsdecode(folder))/"a.jpg")
+    domain = load_folder(tmp_path)
+    assert len(domain.train) == 1 and printable_text(domain.cameras[0]).isprintable()
+
+
+def test_links_are_not_followed_in_circles(tmp_path):
+    picture(tmp_path/"cam1/a.jpg")
+    (tmp_path/"cam1/loop").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path/"cam1/self.jpg").symlink_to(tmp_path/"cam1/self.jpg")
+    (tmp_path/"cam1/gone.jpg").symlink_to(tmp_path/"nowhere.jpg")
+    assert [p.as_posix() for p in find_images(tmp_path)] == ["cam1/a.jpg"]
+
+
+def test_what_is_not_read_is_told(tmp_path):
+    "Links to folders and formats that are not decoded; nothing else, and nothing for a table."
+    picture(tmp_path/"crops/cam1/a.jpg"); picture(tmp_path/"pool/b.jpg"); picture(tmp_path/"crops/.hidden/c.tif.jpg")
+    assert ignored_files(tmp_path/"crops") == []
+    (tmp_path/"crops/cam2").symlink_to(tmp_path/"pool", target_is_directory=True)
+    for name in ("x.TIF", "y.gif"): (tmp_path/"crops/cam1"/name).write_bytes(b"")
+    links, others = ignored_files(tmp_path/"crops")
+    assert "1 left out, first cam2" in links and "2 left out, first cam1/x.TIF" in others
+    assert check_images(list_images(tmp_path/"crops"), ignored_files(tmp_path/"crops"))["advice"][:2] == [links, others]
+    assert ignored_files(write_table(list_images(tmp_path/"crops"), tmp_path/"t.csv")) == []
+
+
+def test_a_written_table_is_the_same_images(tmp_path):
+    """Two names of one picture, bytes that are no text, spaces around a name: `adapt` writes and reads such a table
+    each time."""
+    picture(tmp_path/"crops/cam1/a.jpg"); picture(tmp_path/"crops/cam2/ b .jpg")
+    (tmp_path/"crops/cam1/twin.jpg").symlink_to(tmp_path/"crops/cam1/a.jpg")
+    odd = os.fsencode(tmp_path/"crops") + b"/c\xff"
+    os.mkdir(odd); picture(Path(os.fsdecode(odd + b"/\xfe.jpg")))
+    images = list_images(tmp_path/"crops")
+    for table in (tmp_path/"crops/t.csv", tmp_path/"elsewhere/t.csv"):
+        again = read_table(write_table(images, table))
+        assert [p.absolute() for p in again.path] == [p.absolute() for p in images.path]
+        assert again.camid.tolist() == images.camid.tolist() and len(again) == 4
+
+
+def test_folders_that_differ_by_spaces_only_are_refused(tmp_path):
+    for name in ("cam1", " cam1", "cam2 "): picture(tmp_path/name/"a.jpg")
+    assert "'cam1'" in fault(load_folder, tmp_path)
+    shutil.rmtree(tmp_path/" cam1")
+    assert load_folder(tmp_path).cameras == ("cam1", "cam2")
+
+
+def test_a_line_that_is_no_csv_or_no_text_is_named_beside_the_others(tmp_path):
+    for n in "abc": picture(tmp_path/f"{n}.jpg")
+    (tmp_path/"quotes.csv").write_text('path,camid\na.jpg,1\nabsent.jpg,2\n"b.jpg" ,1\nc.jpg,1\n')
+    said = fault(read_table, tmp_path/"quotes.csv")
+    assert "2 faults" in said and "line 3 names absent.jpg" in said and "line 4 cannot be divided" in said
+    (tmp_path/"latin.csv").write_bytes("path,camid\na.jpg,büro\nb.jpg,2\ncafé.jpg,3\n".encode("latin-1"))
+    said = fault(read_table, tmp_path/"latin.csv")
+    assert "2 faults" in said and "line 2 is not in UTF-8" in said and "line 4 is not in UTF-8" in said
+    (tmp_path/"semicolon.csv").write_text("path;camid\na.jpg;1\n")
+    assert "commas" in fault(read_table, tmp_path/"semicolon.csv")
+    (tmp_path/"windows.csv").write_text("path,camid\ncam1\\a.jpg,1\n")
+    assert "separate folders with /" in fault(read_table, tmp_path/"windows.csv")
+
+
+def test_pipes_and_devices_are_no_images(tmp_path):
+    picture(tmp_path/"cam1/a.jpg")
+    os.mkfifo(tmp_path/"cam1/pipe.jpg")
+    (tmp_path/"cam1/zero.jpg").symlink_to("/dev/zero")
+    assert len(find_images(tmp_path)) == 1
+    started = time.monotonic()
+    for name in ("pipe.jpg", "zero.jpg"): fault(read_image, tmp_path/"cam1"/name)
+    assert time.monotonic() - started < 5
+
+
+# ---- tables
+
+def test_table_with_everything(tmp_path):
+    for n in "abcd": picture(tmp_path/f"{n}.jpg")
+    text = ('path,split,pid,camid,time\r\na.jpg,train,,"yard, left",9:00\r\nb.jpg,,3,door,\r\n\r\n'
+            '"c.jpg",query,7,door,\r\nd.jpg,gallery,7,"yard, left",x\r\n')
+    frame = read_table(table(tmp_path/"t.csv", "\ufeff" + text))
+    assert frame.split.tolist() == ["train", "train", "query", "gallery"]
+    assert frame.pid.tolist() == [-1, 3, 7, 7] and frame.time.tolist() == ["9:00", "", "", "x"]
+    domain = as_domain(frame)
+    assert domain.cameras == ("door", "yard, left")
+    assert domain.query.pids.tolist() == [7] and domain.gallery.camids.tolist() == [1]
+
+
+def test_columns_may_be_missing_but_not_misspelt(tmp_path):
+    picture(tmp_path/"a.jpg")
+    assert read_table(table(tmp_path/"t.csv", "path\na.jpg\n")).camid.tolist() == [""]
+    for header in ("", "camid,pid", "path,camera", "path,path", "path;camid"):
+        assert "columns" in fault(read_table, table(tmp_path/"t.csv", f"{header}\na.jpg,1\n"))
+
+
+FAULTS = {
+    "pid": ("a.jpg,1,seven,", "pid"),
+    "large pid": ("a.jpg,1,99999999999,", "pid"),
+    "other digits": ("a.jpg,1,٣,", "pid"),
+    "split": ("a.jpg,1,1,test", "split"),
+    "query": ("a.jpg,1,,query", "query without"),
+    "query of nobody": ("a.jpg,1,0,query", "query without"),
+    "short": ("a.jpg,1", "less"),
+    "long": ("a.jpg,1,2,train,x,y", "more"),
+    "gone": ("gone.jpg,1,2,", "no file"),
+    "folder": ("sub,1,2,", "no file"),
+    "nothing": (",1,2,", "names no file"),
+    "endless": (f"{'x'*5000},1,2,", "no file")}
+
+
+@pytest.mark.parametrize("line, says", FAULTS.values(), ids=FAULTS)
+def test_every_fault_of_a_line_names_the_line(tmp_path, line, says):
+    picture(tmp_path/"a.jpg"); picture(tmp_path/"b.jpg"); (tmp_path/"sub").mkdir()
+    said = fault(read_table, table(tmp_path/"t.csv", f"path,camid,pid,split\nb.jpg,1,2,\n{line}\n"))
+    assert "line 3" in said and says in said and len(said) < 600
+
+
+def test_faults_come_together(tmp_path):
+    picture(tmp_path/"a.jpg")
+    said = fault(read_table, table(tmp_path/"t.csv", "path,pid\n" + "a.jpg,x\n"*25))
+    assert "25 faults" in said and said.count("\n  line") == 10 and "15 more" in said
+    assert "again, after line 2" in fault(read_table, table(tmp_path/"t.csv", "path\na.jpg\na.jpg\n"))
+    assert raise_faults("x", [], "y") is None
+
+
+NO_TABLES = {
+    "no utf-8": b"path\n\xff\xfe\x00\n",
+    "utf-16": "path\na.jpg\n".encode("utf-16"),
+    "open quote": b'path\n"a.jpg',
+    "zero byte": b"path\na\0.jpg\n",
+    "long field": b"path\n" + b"x"*200_000 + b"\n",
+    "pickle": b"\x80\x04\x95pickle"}
+
+
+@pytest.mark.parametrize("content", NO_TABLES.values(), ids=NO_TABLES)
+def test_what_is_no_table(tmp_path, content):
+    path = tmp_path/"t.csv"
+    path.write_bytes(content)
+    assert str(path) in fault(read_table, path)
+
+
+def test_ten_million_rows_end_early(tmp_path):
+    path = tmp_path/"t.csv"
+    path.write_text("path,camid\n" + "no.jpg,1\n"*10_000_000)
+    started = time.monotonic()
+    assert f"{MAX_ROWS:,}" in fault(read_table, path)
+    assert time.monotonic() - started < 120
+
+
+def test_a_table_may_not_need_its_own_folder(tmp_path):
+    picture(tmp_path/"far/a.jpg")
+    frame = read_table(table(tmp_path/"t.csv", f"path\n{tmp_path/'far/a.jpg'}\n"))
+    assert frame.path[0] == tmp_path/"far/a.jpg"
+
+
+cell = st.text(st.characters(codec="utf-8"), max_size=12)
+
+
+@settings(max_examples=400)
+@given(rows=st.lists(st.lists(cell, min_size=1, max_size=6), max_size=6),
+       header=st.lists(st.sampled_from(["path", "camid", "pid", "split", "time", "x", ""]), max_size=6))
+def test_any_text_is_a_table_or_a_data_error(tmp_path_factory, rows, header):
+    home = tmp_path_factory.getbasetemp()/"fuzz"
+    if not home.exists(): picture(home/"a.jpg")
+    path = table(home/"t.csv", "\n".join(",".join(row) for row in [header, *rows, ["a.jpg"]]))
+    try: assert set(read_table(path).split) <= {"train", "query", "gallery"}
+    except DataError as e: assert "\x00" not in str(e)
+
+
+@settings(max_examples=400)
+@given(content=st.binary(max_size=200))
+def test_any_bytes_are_a_table_or_a_data_error(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp()/"bytes.csv"
+    path.write_bytes(content)
+    with pytest.raises(DataError): read_table(path)
+
+
+@settings(max_examples=300)
+@given(pattern=st.text(max_size=20))
+def test_any_pattern_is_one_or_a_data_error(tmp_path_factory, pattern):
+    home = tmp_path_factory.getbasetemp()/"patterns"
+    if not home.exists(): picture(home/"cam1/0001_c1.jpg")
+    with pytest.raises(DataError): read_folder(home, pattern)
+
+
+@given(st.lists(st.text(max_size=6), max_size=8))
+def test_natural_order_is_one(names):
+    backwards = names[::-1]
+    assert sorted(set(names), key=natural_sort_key) == sorted(set(backwards), key=natural_sort_key)
+    assert len({natural_sort_key(n) for n in names}) == len(set(names))
+
+
+def test_natural_order_by_hand():
+    names = ["cam10", "cam2", "cam1", "cam01", "a", "", "9"*5000, "cam"]
+    assert sorted(names, key=natural_sort_key) == ["9"*5000, "a", "cam01", "cam1", "cam2", "cam10", "cam", ""]
+
+
+# ---- splits of a table
+
+def test_domains_that_cannot_be(tmp_path):
+    for n in "abc": picture(tmp_path/f"{n}.jpg")
+    assert "training" in fault(load_folder, table(tmp_path/"t.csv", "path,pid,split\na.jpg,1,query\nb.jpg,1,gallery\n"))
+    text = "path,pid,split\na.jpg,1,train\nb.jpg,1,query\n"
+    assert "gallery of 0" in fault(load_folder, table(tmp_path/"t.csv", text))
+
+
+def test_queries_that_nobody_can_answer_are_told_before_training(tmp_path):
+    for n in "abcd": picture(tmp_path/f"{n}.jpg")
+    text = "path,pid,split{}\na.jpg,,train{}\nb.jpg,3,query{}\nc.jpg,3,gallery{}\nd.jpg,4,gallery{}\n"
+    assert "none of the 1 queries" in fault(load_folder, table(tmp_path/"t.csv", text.format("", "", "", "", "")))
+    one_camera = text.format(",camid", ",1", ",1", ",1", ",2")
+    assert "none of the 1 queries" in fault(load_folder, table(tmp_path/"t.csv", one_camera))
+    assert len(load_folder(table(tmp_path/"t.csv", text.format(",camid", ",1", ",1", ",2", ",2"))).query) == 1
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    picture(tmp_path/"cam1/a.jpg"); picture(tmp_path/"cam2/b.jpg")
+    scan = os.scandir
+    def denied(path="."):
+        if str(path).endswith("cam2"): raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+    monkeypatch.setattr(os, "scandir", denied)
+    assert "cam2" in fault(find_images, tmp_path)
+
+
+def test_images_csv_is_found_in_its_folder(tmp_path):
+    picture(tmp_path/"cam1/a.jpg")
+    table(tmp_path/"images.csv", "path,camid\ncam1/a.jpg,gate\n")
+    assert load_folder(tmp_path).cameras == ("gate",)
+    assert list_images(tmp_path, r"(?P<cam>cam\d)").camid.tolist() == ["cam1"]
+
+
+# ---- pictures
+
+def bomb(width, height):
+    "A PNG of a few bytes that announces a huge picture."
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(b"\0"*1000))
+    return b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b"")
+
+
+def encoded(image, fmt, **options):
+    out = io.BytesIO()
+    image.save(out, fmt, **options)
+    return out.getvalue()
+
+
+whole = encoded(Image.new("RGB", (40, 80), (9, 200, 30)), "JPEG")
+BAD = {
+    "truncated": whole[:len(whole)//2],
+    "empty": b"",
+    "huge": bomb(60_000, 60_000),
+    "large": bomb(10_000, MAX_PIXELS//10_000 + 1),
+    "no pixels": bomb(0, 10),
+    "text": b"hello",
+    "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nquit\n",
+    "svg": b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>",
+    "tiff": encoded(Image.new("RGB", (4, 4)), "TIFF"),
+    "pickle": b"\x80\x04cos\nsystem\n"}
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("content", BAD.values(), ids=BAD)
+def test_pictures_that_are_refused(tmp_path, content):
+    path = tmp_path/"a.jpg"
+    path.write_bytes(content)
+    said = fault(read_image, path)
+    assert str(path) in said and "\n" not in said
+
+
+def turned(orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    return exif
+
+
+upright = np.zeros((80, 40, 3), np.uint8)
+upright[:20] = 255                                       # light on top
+light = Image.fromarray(upright)
+sixteen_bits = Image.fromarray(upright[..., 0].astype(np.uint16) << 8)
+second = dict(save_all=True, append_images=[Image.new("RGB", (40, 80))])       # another picture behind the first
+GOOD = {
+    "grey": (encoded(light.convert("L"), "PNG"), 3),
+    "16 bits": (encoded(sixteen_bits, "PNG"), 3),
+    "cmyk": (encoded(light.convert("CMYK"), "JPEG"), 40),
+    "palette": (encoded(light.convert("P"), "PNG"), 3),
+    "alpha": (encoded(light.convert("RGBA"), "PNG"), 3),
+    "1 bit": (encoded(light.convert("1"), "PNG"), 6),
+    "animated webp": (encoded(light, "WEBP", **second, lossless=True), 3),
+    "animated png": (encoded(light, "PNG", **second), 3),
+    "sideways": (encoded(light.transpose(Image.Transpose.ROTATE_90), "PNG", exif=turned(6)), 3),
+    "upside down": (encoded(light.transpose(Image.Transpose.ROTATE_180), "PNG", exif=turned(3)), 3),
+    "bmp": (encoded(light, "BMP"), 3)}
+
+
+@pytest.mark.parametrize("content, near", GOOD.values(), ids=GOOD)
+def test_pictures_that_look_the_same(tmp_path, content, near):
+    path = tmp_path/"a.png"
+    path.write_bytes(content)
+    image = read_image(path)
+    assert image.mode == "RGB" and image.size == (40, 80)
+    pixels = np.asarray(image).astype(int)
+    assert abs(pixels[:18] - 255).max() <= near and abs(pixels[24:]).max() <= near
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_undone_whatever_else_exif_says(tmp_path, orientation):
+    "As PIL turns it; but a resolution written as text, which PIL cannot write again, is no reason to refuse a picture."
+    from PIL import ImageOps
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path/"a.png", exif=turned(orientation))
+    theirs = ImageOps.exif_transpose(Image.open(tmp_path/"a.png"))
+    assert np.array_equal(np.asarray(read_image(tmp_path/"a.png")), np.asarray(theirs))
+    tags = struct.pack("<HHII", 274, 3, 1, orientation) + struct.pack("<HHI4s", 282, 2, 3, b"72\0\0")
+    block = b"II*\0\x08\0\0\0\x02\0" + tags + b"\0\0\0\0"
+    Image.fromarray(pixels).save(tmp_path/"b.png", exif=b"Exif\0\0" + block)
+    assert np.array_equal(np.asarray(read_image(tmp_path/"b.png")), np.asarray(read_image(tmp_path/"a.png")))
+
+
+@settings(max_examples=300)
+@given(at=st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), max_size=12))
+def test_any_damage_is_a_picture_or_a_data_error(tmp_path_factory, at):
+    content, path = bytearray(whole), tmp_path_factory.getbasetemp()/"damaged.jpg"
+    for where, value in at: content[where] = value
+    path.write_bytes(content)
+    try: assert read_image(path).mode == "RGB"
+    except DataError as e: assert str(path) in str(e)
+
+
+# ---- the check
+
+def crops(home, count=120, cameras=2, size=(20, 40), copies=0):
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        path = home/f"cam{i % cameras}"/f"{i:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shape = (size[1], size[0], 3)
+        pixels = rng.integers(0, 256, shape, dtype=np.uint8) if i >= copies else np.zeros(shape, np.uint8)
+        Image.fromarray(pixels).save(path)
+    return home
+
+
+def test_check_of_good_crops(tmp_path):
+    report = check_images(list_images(crops(tmp_path)))
+    assert report["sufficient"] and not report["advice"] and report["cameras"] == {"cam0": 60, "cam1": 60}
+    assert report["width"] == [20, 20, 20] and report["height"] == [40, 40, 40] and report["copies"] == 0
+    assert report_in_words(report).endswith("enough to train on")
+
+
+@pytest.mark.parametrize("options, says", [
+    (dict(count=30), "too few"),
+    (dict(cameras=1, count=100), "all pictures are from camera 'cam0'"),
+    (dict(copies=40), "copies"),
+    (dict(size=(8, 16)), "pixels high"),
+    (dict(size=(40, 40)), "as wide as high"),
+    (dict(cameras=10), "few pictures from camera 'cam3', 12")])
+def test_check_says_what_is_missing(tmp_path, options, says):
+    report = check_images(list_images(crops(tmp_path, **options)))
+    assert any(says in a for a in report["advice"]) and says in report_in_words(report)
+    enough = report["readable"] - report["copies"] >= 100
+    verdict = "enough pictures to train on, but mind the notes" if enough else "NOT enough to train on"
+    assert report["sufficient"] == enough and report_in_words(report).splitlines()[-1] == verdict
+
+
+def test_check_tells_one_camera_from_none(tmp_path):
+    crops(tmp_path/"named", cameras=1)
+    shutil.copytree(tmp_path/"named/cam0", tmp_path/"bare")
+    named, bare = (check_images(list_images(tmp_path/n))["advice"] for n in ("named", "bare"))
+    assert len(named) == len(bare) == 1
+    assert named[0].startswith("all pictures are from camera 'cam0'") and bare[0].startswith("no cameras are known")
+
+
+def test_check_names_unreadable_files(tmp_path):
+    crops(tmp_path)
+    (tmp_path/"cam0/bad\nname.jpg").write_bytes(whole[:100])
+    report = check_images(list_images(tmp_path))
+    assert not report["sufficient"] and len(report["unreadable"]) == 1
+    assert "bad\\nname.jpg" in report["unreadable"][0]["path"]
+    assert (report["images"], report["readable"]) == (121, 120)

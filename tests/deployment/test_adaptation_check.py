@@ -1,0 +1,126 @@
+"""Signs of a good adaptation against naive loops, and the cases that must be called out."""
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+from upl_reid.core import DataError
+from upl_reid.deployment.adaptation_check import (LIMITS, cross_camera_share, effective_rank, keeps_cluster,
+                                                  partition_stability, quality_in_words, quality_of, random_cosine,
+                                                  warnings_of)
+
+labels = st.lists(st.tuples(st.integers(-1, 4), st.integers(-1, 4), st.integers(0, 2)), min_size=2, max_size=14)
+
+
+def naive_index(a, b):
+    "Adjusted Rand index by counting pairs."
+    pairs = list(itertools.combinations([i for i in range(len(a)) if a[i] >= 0 and b[i] >= 0], 2))
+    if not pairs: return math.nan
+    both = sum(a[i] == a[j] and b[i] == b[j] for i, j in pairs)
+    one, two = (sum(x[i] == x[j] for i, j in pairs) for x in (a, b))
+    expected, most = one*two/len(pairs), (one + two)/2
+    return 1. if most == expected else (both - expected)/(most - expected)
+
+
+@given(labels)
+def test_stability_counts_pairs(rows):
+    a, b, _ = map(list, zip(*rows))
+    both = sum(x >= 0 and y >= 0 for x, y in zip(a, b))
+    if both < 2: assert math.isnan(partition_stability(a, b))
+    else: assert partition_stability(a, b) == pytest.approx(naive_index(a, b), abs=1e-9)
+
+
+@given(labels)
+def test_cross_camera_share_by_hand(rows):
+    a, _, cam = map(list, zip(*rows))
+    clusters = {x for x in a if x >= 0}
+    got = cross_camera_share(a, cam)
+    if len(set(cam)) < 2 or not clusters: assert math.isnan(got)
+    else:
+        assert got == pytest.approx(sum(len({c for x, c in zip(a, cam) if x == k}) > 1 for k in clusters)/len(clusters))
+
+
+@given(labels)
+def test_kept_by_hand(rows):
+    a, b, _ = map(list, zip(*rows))
+    for i, got in enumerate(keeps_cluster(a, b)):
+        mates = [j for j in range(len(a)) if a[j] == a[i]]
+        wanted = a[i] >= 0 and b[i] >= 0 and 2*sum(b[j] == b[i] for j in mates) >= len(mates)
+        assert got == wanted
+
+
+def test_effective_rank_is_the_number_of_equal_directions():
+    for k in (1, 3, 8):
+        x = torch.cat([torch.eye(8)[:k], -torch.eye(8)[:k]])
+        assert effective_rank(x) == pytest.approx(k, abs=1e-9)
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)).double()
+    c = np.cov(x.numpy().T)
+    share = np.linalg.eigvalsh(c)/np.trace(c)
+    assert effective_rank(x) == pytest.approx(math.exp(-(share*np.log(share)).sum()), rel=1e-9)
+    assert effective_rank(torch.full((9, 4), .3)) == 1
+
+
+def test_random_cosine_is_the_mean_over_pairs():
+    x = torch.randn(40, 5, generator=torch.Generator().manual_seed(1)) + 1
+    u = torch.nn.functional.normalize(x, dim=1)
+    mean = float(((u @ u.T).sum() - 40)/(40*39))
+    assert random_cosine(x, 200_000) == pytest.approx(mean, abs=.01)
+
+
+def round_of(hard, n=120, d=32, soft=None, features=None):
+    g = torch.Generator().manual_seed(3)
+    hard = torch.as_tensor(hard)
+    x = torch.nn.functional.normalize(torch.randn(40, d, generator=g)[torch.arange(n) % 40] + .1*torch.randn(n, d,
+            generator=g), dim=1) if features is None else features
+    return {"features": x.half(), "labels.hard": hard, **({} if soft is None else {"labels.soft": soft})}
+
+
+who, cam = np.arange(120) % 40, np.arange(120) // 40
+good = round_of(who)
+
+
+def test_good_rounds_are_left_in_peace():
+    q = quality_of([good, good], cam)
+    assert warnings_of(q) == []
+    assert [q[k] for k in ("stability", "cross_camera", "used", "clusters", "images_a_cluster")] == [1, 1, 1, 40, 3]
+    assert "no warnings" in quality_in_words(dict(**q, warnings=[]))
+
+
+rng = np.random.default_rng(0)
+BAD = {"one cluster": (round_of(np.zeros(120, int)), "clusters left: 1"), "all noise": (round_of(np.full(120, -1)),
+        "clusters left: 0"), "giant": (round_of(np.where(np.arange(120) < 70, 0, who)), "one cluster has"),
+       "mostly noise": (round_of(np.where(np.arange(120) % 40 < 10, who, -1)),
+                        "% of the images"),
+                        "collapse": (round_of(who, features=torch.ones(120, 32) + .01*torch.randn(120, 32)),
+                                     "collapsed"),
+       "unstable": (round_of(rng.permutation(who)),
+                    "change from round to round"), "by camera": (round_of(cam*100 + who), "two cameras")}
+
+
+@pytest.mark.parametrize("last, says", BAD.values(), ids=BAD)
+def test_bad_rounds_are_called_out(last, says):
+    import re
+    said = warnings_of(quality_of([good, last], cam))
+    assert any(re.search(says, s) for s in said), said
+
+
+def test_unknown_cameras_are_a_warning():
+    said = warnings_of(quality_of([good, good], np.zeros(120, int)))
+    assert len(said) == 1 and "count as one camera" in said[0]
+
+
+def test_confidence_is_measured_against_labels_that_stay():
+    soft = torch.nn.functional.one_hot(torch.tensor(who), 40).float()*.5 + .5/40
+    first = round_of(who, soft=soft)
+    stays = quality_of([first, good], cam)
+    assert stays["confidence"] == pytest.approx(.5 + .5/40, abs=1e-6)
+    assert stays["confidence_error"] == pytest.approx(.5 - .5/40, abs=1e-6)
+    assert math.isnan(quality_of([good, good], cam)["confidence"]) and math.isnan(quality_of([first], cam)["stability"])
+
+
+def test_limits_are_those_of_the_report():
+    assert set(LIMITS) == {"stability", "cross_camera", "used", "effective_rank", "random_cosine"}
+    with pytest.raises(DataError, match="nothing was clustered"): quality_of([], cam)

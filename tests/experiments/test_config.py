@@ -1,0 +1,42 @@
+"Configurations keep the names of the runs that earlier versions stored."
+import json
+from pathlib import Path
+
+import pytest
+
+from upl_reid.core import ConfigError
+from upl_reid.experiments.config import PRESETS, RENAMED, RunConfig, stored_names
+from upl_reid.experiments.tables import method_rows
+from upl_reid.methods.upl import UPL
+
+# Written by the flat version of the package (commit c8a1857), before folders and arguments had their present names.
+STORED = json.loads((Path(__file__).parent/"stored_ids.json").read_text())
+
+
+def test_every_row_of_every_preset_keeps_its_identifier():
+    found = {f"{preset} pretrain": RunConfig(preset, "plaza", seed=2).id for preset in PRESETS}
+    for row, (method, args) in method_rows().items():
+        found |= {f"{preset} {row}": RunConfig(preset, "plaza", "campus", method, args).id for preset in PRESETS}
+    variants = dict(as_written=UPL.as_written(), start={"meta_gradient_at": "start"}, meta_every={"meta_every": 5},
+                    queue={"max_queue_share": .25, "queue": 512}, no_memory={"moco": False})
+    variant = lambda args: RunConfig("demo", "campus", "plaza", "upl", args, 1).id
+    found |= {f"demo upl {name}": variant(args) for name, args in variants.items()}
+    assert {name: id for name, id in found.items() if name in STORED} == STORED
+
+
+def test_a_renamed_argument_keeps_its_first_name_in_the_identifier_at_any_depth():
+    now = {"a": {"max_queue_share": 1, "b": [{"meta_every": 2}]}}
+    assert stored_names(now) == {"a": {"share": 1, "b": [{"meta_every": 2}]}}
+    assert set(RENAMED) & set(UPL.arguments()) == {"meta_every", "meta_gradient_at", "max_queue_share"}
+
+
+@pytest.mark.parametrize("old, new", [
+    ({"share": .25}, {"max_queue_share": .25}), ({}, {}),
+    ({"at": "start", "every": 5}, {"meta_gradient_at": "start", "meta_every": 5})])
+def test_a_configuration_of_an_earlier_version_is_read(tmp_path, old, new):
+    stored = dict(preset="tiny", source="plaza", target="campus", method="upl", method_args=old, seed=3)
+    (tmp_path/"config.json").write_text(json.dumps(stored))
+    config = RunConfig.read(tmp_path/"config.json")
+    assert config == RunConfig("tiny", "plaza", "campus", "upl", new, 3) and config.method_args == new
+    if old:
+        with pytest.raises(ConfigError): RunConfig(**stored)

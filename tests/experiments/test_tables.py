@@ -1,0 +1,193 @@
+"""Reports: parameters cannot be misspelt, differences carry their interval, files are whole."""
+import json, platform
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from upl_reid.core import ConfigError, RunError
+from upl_reid.experiments.tables import (
+    check_parameters, coerce_parameter, collect_runs, compare_map, draw_seeds, in_words, to_markdown, open_table,
+    provenance_table, started_from, mean_and_std, write_report)
+from upl_reid.experiments.runs import Run, pretraining_configs
+from upl_reid.experiments.config import RunConfig
+
+
+def space(**injected):
+    """What globals() looks like after a parameters cell and, below it, papermill's own."""
+    return {"__name__": "__main__", "_i1": "", "In": [], "Out": {}, "np": np,
+            **dict(preset="demo", seeds="0", scale=1.5, both=True), **injected}
+
+
+TYPES = dict(preset=("tiny", "demo"), seeds=[int], scale=float, both=bool)
+
+
+def test_parameters_pass_and_are_coerced():
+    assert check_parameters(space(), {"np"}, **TYPES) == dict(preset="demo", seeds=[0], scale=1.5, both=True)
+    assert check_parameters(space(seeds="0,1, 2", scale="1e-3"), {"np"}, **TYPES)["seeds"] == [0, 1, 2]
+    # papermill's YAML makes a string of 1e-3, and an int of 1
+    assert check_parameters(space(scale="1e-3"), {"np"}, **TYPES)["scale"] == .001
+    assert check_parameters(space(scale=1), {"np"}, **TYPES)["scale"] == 1.
+
+
+@pytest.mark.parametrize("injected, said", [
+    (dict(sedes=3), "sedes"),
+    (dict(preset="dmeo"), "dmeo"), (dict(preset=3), "3"),
+    (dict(seeds="zero"), "zero"), (dict(seeds=1.5), "1.5"), (dict(seeds=True), "True"),
+    (dict(seeds=""), "seeds"), (dict(seeds=[]), "seeds"),
+    (dict(scale="wide"), "wide"), (dict(scale=None), "None"),
+    (dict(both="yes"), "yes"), (dict(both=1), "1")])
+def test_a_wrong_name_or_value_stops_at_once(injected, said):
+    with pytest.raises(ConfigError, match=said): check_parameters(space(**injected), {"np"}, **TYPES)
+
+
+def test_text_stays_text():
+    assert coerce_parameter("source", "plaza", str) == "plaza"
+    with pytest.raises(ConfigError, match="str"): coerce_parameter("source", 3, str)
+
+
+def finished(folder, ap, seed=0):
+    """A run directory with just enough in it to be read."""
+    config = RunConfig("tiny", "plaza", "campus", "direct", {}, seed)
+    run = Run(config, folder/f"run{seed}-{len(list(folder.iterdir()))}")
+    run.path.mkdir()
+    metrics = dict(mAP=float(np.mean(ap)), ap=list(ap), pids=list(range(len(ap))), seconds=1., peak_memory=.5)
+    (run.path/"metrics.json").write_text(json.dumps(metrics))
+    environment = dict(commit="abc", changed=False, hardware="a machine", python="3.11", packages=dict(torch="2"))
+    (run.path/"environment.json").write_text(json.dumps([environment]))
+    return run
+
+
+def test_compare_is_the_paired_difference_over_runs_and_people(tmp_path):
+    rng = np.random.default_rng(0)
+    a, b = rng.random((2, 3, 40))
+    ours, theirs = ([finished(tmp_path, x, s) for s, x in enumerate(values)] for values in (a, b))
+    d, low, high = compare_map(ours, theirs)
+    apart = 100*(a - b)
+    assert d == pytest.approx(np.mean(apart)) and low < d < high
+    drawn = [apart[np.ix_(rng.integers(0, 3, 3), rng.integers(0, 40, 40))].mean()  # runs and people with replacement
+             for _ in range(4000)]
+    expected = np.quantile(drawn, [.025, .975])
+    assert [low, high] == pytest.approx(expected.tolist(), abs=.06*(expected[1] - expected[0]))
+
+
+def test_words_follow_the_interval():
+    one_seed = in_words("a", "b", (3., 1., 5.), 1)
+    assert ": evidence of a difference between these two trained models; another seed" in one_seed
+    assert "above" in one_seed
+    three_seeds = in_words("a", "b", (-3., -5., -1.), 3)
+    assert three_seeds.endswith(": evidence of a difference.") and "3 seeds" in three_seeds
+    assert in_words("a", "b", (1., -1., 3.), 2).endswith(": no evidence of a difference.")
+
+
+def test_summaries():
+    values = [81.25, 79., 80.]
+    mean = sum(values)/3
+    deviation = (sum((v - mean)**2 for v in values)/2)**.5
+    assert mean_and_std(values) == f"{mean:.1f} ± {deviation:.1f}"
+    assert mean_and_std([.3384], 3) == "0.338" and mean_and_std([float("nan")]) == "-"
+
+
+def test_provenance_names_every_run_and_a_single_seed(tmp_path):
+    runs = [finished(tmp_path, [.5], 0)]
+    text = provenance_table(runs, 12.)
+    assert runs[0].id in text and "a single run a cell" in text
+    assert "abc" in text and "a machine" in text and "torch 2" in text
+    assert "a single run" not in provenance_table([*runs, finished(tmp_path, [.6], 1)], 1.)
+    assert provenance_table(runs, 12., "paper") == text                      # runs know their own preset
+
+
+def test_provenance_of_a_report_without_runs_says_where_it_was_made():
+    rows = dict(line.strip("| ").split(" | ", 1) for line in provenance_table([], 7., "demo").splitlines()[2:])
+    # no seeds, no memory: there was no training
+    assert list(rows) == ["preset", "commit", "hardware", "packages", "time", "runs"]
+    assert rows["preset"] == "demo" and rows["time"] == "this notebook took 7 s" and rows["runs"].startswith("none")
+    assert rows["packages"].startswith(f"python {platform.python_version()}, torch {version('torch')}")
+
+
+def test_reports_are_whole_or_not_there(tmp_path):
+    import matplotlib.pyplot as plt
+    fig, ax = plt.subplots()
+    frame = pd.DataFrame(dict(a=[1, 2], b=["x", "y"]))
+    write_report("t", tmp_path/"reports", "# T", frame, fig)
+    assert sorted(p.name for p in (tmp_path/"reports").iterdir()) == ["t.csv", "t.md", "t.png"]
+    assert pd.read_csv(tmp_path/"reports/t.csv").equals(frame) and (tmp_path/"reports/t.md").read_text() == "# T\n"
+    first = (tmp_path/"reports/t.png").read_bytes()
+    write_report("t", tmp_path/"reports", "# T", frame, fig)
+    assert (tmp_path/"reports/t.png").read_bytes() == first             # byte-stable, so a rerun leaves git quiet
+    class Bad:
+        def savefig(self, *a, **k): raise OSError("disk full")
+    with pytest.raises(RunError, match="disk full"): write_report("t", tmp_path/"reports", "# changed", frame, Bad())
+    assert (tmp_path/"reports/t.md").read_text() == "# T\n" and not list((tmp_path/"reports").glob(".*"))
+
+
+def test_markdown_table():
+    assert to_markdown(pd.DataFrame({"a": ["1"], "b": ["2"]})) == "| a | b |\n|---|---|\n| 1 | 2 |"
+
+
+GIVEN = dict(preset="demo", source="a", target="b", source_root="", target_root="", weights="", seeds="0,1",
+             device="cpu")
+
+
+def test_tables_leave_the_project_alone_under_test(monkeypatch, tmp_path):
+    monkeypatch.setenv("IN_TEST", "1")
+    table = open_table(dict(GIVEN), set())
+    assert table.preset == "tiny" and table.reports.name == "reports"
+    assert not any(str(p).startswith(str(Path.cwd())) for p in (table.store, table.reports))
+    monkeypatch.delenv("IN_TEST"); monkeypatch.setenv("UPL_REID_RUNS", str(tmp_path))
+    table = open_table(dict(GIVEN), set())
+    assert (table.preset, table.store, table.seeds) == ("demo", tmp_path, [0, 1])
+    assert table.directions == [("a", "b"), ("b", "a")]
+
+
+def test_folders_of_real_domains():
+    assert open_table({**GIVEN, "source_root": "/x"}, set()).roots == {"a": "/x"}
+    assert open_table({**GIVEN, "weights": "w.pth"}, set()).roots == {"weights": "w.pth"}
+
+
+def test_collect_keeps_rows_directions_and_seeds_apart(tmp_path):
+    directions = [("plaza", "campus"), ("campus", "plaza")]
+    got = collect_runs({"direct transfer": ("direct", {})}, directions, [0, 1], "tiny", device="cpu", store=tmp_path,
+                       progress=False)
+    for (row, s, t), runs in got.items():
+        assert [r.config for r in runs] == [RunConfig("tiny", s, t, "direct", {}, seed) for seed in (0, 1)]
+    assert len(got) == 2
+
+
+def test_pretraining_is_that_of_the_same_folders(tmp_path):
+    adapted = RunConfig("tiny", "plaza", "campus", "dbscan")
+    first = pretraining_configs(adapted)[0]
+    def run(name):
+        (tmp_path/name).mkdir(exist_ok=True)
+        (tmp_path/name/"metrics.json").write_text("{}")
+        return Run(adapted, tmp_path/name)
+    for name in (first.id, f"{first.id}-aaaa", f"{first.id}-cccc"): run(name)
+    def found(name): return [r.path.name for r in started_from([run(name)])]
+    # a folder for the target alone: the embedded source
+    assert found(adapted.id) == found(f"{adapted.id}-bbbb") == [first.id]
+    assert found(f"{adapted.id}-aaaa-bbbb") == [f"{first.id}-aaaa"]
+    assert found(f"{adapted.id}-cccc-bbbb") == [f"{first.id}-cccc"]
+
+
+def test_plugins_and_records_are_parameters_of_every_table(monkeypatch):
+    loaded = []
+    monkeypatch.setattr("upl_reid.experiments.config.load_plugins", loaded.append, raising=False)
+    assert open_table({**GIVEN, "plugins": "one,two"}, set()).records is False and loaded == ["one,two"]
+    assert open_table({**GIVEN, "records": True, "plugins": ""}, set()).records is True and len(loaded) == 1
+    with pytest.raises(ConfigError, match="records='yes' should be of type bool"):
+        open_table({**GIVEN, "records": "yes"}, set())
+    monkeypatch.setenv("IN_TEST", "1")
+    assert open_table({**GIVEN, "records": True}, set()).records is False            # the archive is of other presets
+
+
+def test_every_run_of_a_row_is_drawn():
+    lines = [dict(configuration=row, source=s, target=t, measure=m, seed=seed, value=seed + 1., run="r")
+             for row in ("a", "b") for s, t in (("x", "y"), ("y", "x")) for m in ("mAP", "SC") for seed in range(3)]
+    figure = draw_seeds(pd.DataFrame(lines), "mAP")
+    assert [ax.get_title() for ax in figure.axes] == ["x → y", "y → x"]
+    for ax in figure.axes:
+        dots = np.concatenate([c.get_offsets() for c in ax.collections])
+        assert sorted(dots[:, 0].tolist()) == [1, 1, 2, 2, 3, 3] and ax.get_xlabel() == "mAP"
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b"]

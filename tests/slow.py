@@ -1,0 +1,40 @@
+"The slow tests, by file."
+# Slow tests: they train several runs, start processes or notebooks, or need a browser. `-m "not slow"` leaves them out.
+# "*" stands for all tests of a file, a name for that test with all of its parameters. test_hygiene.py checks that each
+# exists; `pytest --durations=40` shows which tests belong here (more than about two seconds) and which no longer do.
+SLOW = {
+    "test_cli.py": """
+        test_a_source_of_ones_own test_export_and_pretrain test_names_of_every_kind_go_through_adapt
+        test_output_that_cannot_be_written test_the_command_is_installed test_the_module_is_the_command
+        test_the_same_names_with_other_pictures_are_another_run""",
+    "test_failure_modes.py": "*",
+    "test_hostile_input.py": "test_labels_or_a_sentence test_features_that_are_no_numbers",
+    "test_hygiene.py": """
+        test_exported_code_is_in_step_with_the_notebooks test_notebooks_are_clean
+        test_a_wing_loads_only_what_it_uses""",
+    "test_layers.py": """
+        test_the_base_imports_without_the_extras test_the_base_evaluates_and_searches_without_the_extras""",
+    "data/test_own_crops.py": "test_ten_million_rows_end_early",
+    "deployment/test_onnx_export.py": "test_onnx_gives_the_vectors_of_torch",
+    "experiments/test_cost.py": "test_a_step_waits_for_nothing test_measuring_visits_every_row_and_part",
+    "experiments/test_report_page.py": "*",
+    "experiments/test_runs.py": """
+        test_killed_and_continued_is_bit_identical test_two_processes_want_the_same_run
+        test_threads_are_given_back
+        test_other_data_of_the_same_name_is_another_run test_initial_weights_from_a_file""",
+    "experiments/test_workers.py": "*",
+    "test_site.py": "*",
+    "methods/test_cgc.py": """
+        test_resumes_to_the_same_bits test_going_on_inside_a_round_restores_the_memory
+        test_unsupervised_runs_start_from_weights_that_no_person_has_touched""",
+    "methods/test_example_neighbour_votes.py": "test_a_copy_of_the_notebook_is_a_method_with_a_row",
+    "methods/test_inclr.py": "test_resumes_to_the_same_bits test_a_finished_run_loads_with_its_kappa",
+    "methods/test_mmt.py": "test_resumes_to_the_same_bits test_the_twin_is_pretrained_from_another_seed",
+    "methods/test_mspl.py": """
+        test_going_on_is_bit_identical test_the_encoder_stands_still_and_then_moves
+        test_old_momentum_does_not_move_a_frozen_encoder""",
+    "methods/test_p2lr.py": "test_resumes_to_the_same_bits test_using_all_images_is_mutual_mean_teaching",
+    "training/test_distributed.py": "test_several_processes_give_the_losses_of_one",
+    "training/test_loop.py": """
+        test_going_on_from_any_epoch_is_bit_identical test_two_seeds_differ_and_one_seed_does_not""",
+}

@@ -1,0 +1,22 @@
+"""Camera networks: splits, image files, benchmarks, one's own crops, synthetic people, image banks."""
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
+    "splits": ["integer_column", "Unlabelled", "selected_rows", "Split", "Domain"],
+    "decoding": ["FORMATS", "MAX_PIXELS", "TURNS", "upright_rgb", "read_image"],
+    "own_crops": ["PICTURE_SUFFIXES", "OTHER_SUFFIXES", "COLUMNS", "MAX_ROWS", "OWN", "FEWEST", "raise_faults",
+        "is_file", "is_not_utf8", "field_fault", "file_fault", "parse_row", "check_header", "read_lines",
+        "read_table", "walk_folder", "find_images", "ignored_files", "cameras_by_folder", "compile_pattern",
+        "cameras_by_pattern", "read_folder", "list_images", "natural_sort_key", "check_measurable", "as_domain",
+        "load_folder", "write_table", "examine_image", "camera_advice", "size_advice", "count_advice",
+        "check_images", "report_in_words"],
+    "benchmarks": ["JUNK", "MARKET", "DUKE", "MSMT_V1", "MSMT_V2", "LAYOUTS", "IMAGE_SUFFIXES", "Part", "Layout",
+        "find_layout", "load_domain", "split_identities", "published_statistics", "domain_statistics"],
+    "synthetic": ["WARDROBES", "LENSES", "Wardrobe", "random_colour", "draw_identity", "Figure", "draw_pattern",
+        "draw_legs", "draw_arms", "draw_head", "sorted_box", "draw_bag", "draw_person", "Lens", "draw_camera",
+        "draw_background", "apply_photometry", "occlude", "render_image", "Network", "write_person", "write_people",
+        "check_network", "holds_network", "write_network", "write_domain"],
+    "image_bank": ["CGROUPS", "IMAGENET_MEAN", "IMAGENET_STD", "decode_images", "group_spare", "cgroup_free_memory",
+        "free_memory", "scratch_file", "choose_home", "ImageBank", "normalise_images", "Augmenter", "make_augmenter",
+        "identity_order", "group_by_label", "deal_identities", "plan_batches"],
+})

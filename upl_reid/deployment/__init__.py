@@ -1,0 +1,15 @@
+"""A trained model at work: embedder, gallery, match calibration, ONNX, and a check without labels."""
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
+    "adaptation_check": ["LIMITS", "partition_stability", "cross_camera_share", "keeps_cluster", "effective_rank",
+        "random_cosine", "quality_of", "warnings_of", "run_quality", "quality_in_words"],
+    "match_calibration": ["PARSE_ERRORS", "RATES", "Calibration", "draw_pairs", "fit_calibration"],
+    "embedder": ["as_pixels", "check_facts", "build_model", "facts_of", "EmbedderWeights", "EmbedderFile",
+        "Embedder", "calibrate_run"],
+    "gallery": ["EXACT", "KNOWN", "unit_vectors", "sample_rows", "pad_hits", "best_of_all", "best_of_candidates",
+        "principal_axes", "cell_centres", "cell_index", "ivf_candidates", "cells_of", "filled_index", "checked_name",
+        "GalleryRows", "GalleryNeighbours", "GalleryIndex", "GrowingGallery", "GallerySearch", "Gallery",
+        "draw_hits"],
+    "onnx_export": ["CARD", "FromBytes", "export_onnx", "model_card"],
+})
