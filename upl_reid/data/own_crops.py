@@ -117,10 +117,8 @@ def read_lines(
     file: io.TextIOBase, # opened
 ) -> tuple: # rows, faults
     "Rows of a table and what is wrong with its lines. Raises `DataError` for wrong columns and for too many lines."
-    rows: list = []
-    faults: list = []
-    seen: dict = {}
-    lines = csv.reader(file, strict=True)
+    found: tuple[list, list, dict] = [], [], {}
+    (rows, faults, seen), lines = found, csv.reader(file, strict=True)
     try:
         header = [name.strip() for name in next(lines, [])]
         check_header(path, header)

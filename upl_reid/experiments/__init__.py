@@ -4,7 +4,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "config": ["PRESETS", "SOURCES", "PLUGINS", "RENAMED", "Preset", "is_outside", "member_source", "class_source",
         "method_sources", "import_file", "load_plugins", "load_entry_points", "load_methods", "stored_names",
-        "hash_facts", "present_names", "check_fields", "RunFields", "RunConfig"],
+        "hash_facts", "present_names", "check_fields", "RunFields", "RunArguments", "RunConfig"],
     "runs": ["store_root", "check_network", "open_domain", "labelled_images", "domain_fingerprint", "weights_mark",
         "run_paths", "run_path", "cpu_name", "package_versions", "describe_environment", "RunFiles", "Run",
         "trained_encoder", "append_row", "checkpoint_writer", "resume_point", "embed_test", "score_retrieval",

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'SOURCES', 'PLUGINS', 'RENAMED', 'Preset', 'is_outside', 'member_source', 'class_source', 'method_sources',
            'import_file', 'load_plugins', 'load_entry_points', 'load_methods', 'stored_names', 'hash_facts',
-           'present_names', 'check_fields', 'RunFields', 'RunConfig']
+           'present_names', 'check_fields', 'RunFields', 'RunArguments', 'RunConfig']
 
 # %% ../../nbs/experiments/00_config.ipynb #30ac62e9
 import functools, hashlib, importlib, importlib.util, inspect, json, os, pkgutil, re, sys, warnings
@@ -222,10 +222,9 @@ class RunFields:
         "The method's arguments with their defaults."
         return {} if self.method == "pretrain" else METHODS[self.method].arguments()
 
-# %% ../../nbs/experiments/00_config.ipynb #930434a0
-@dataclass(frozen=True)
-class RunConfig(RunFields):
-    "The name of a run. Raises `ConfigError` for a preset, method or argument that does not exist."
+# %% ../../nbs/experiments/00_config.ipynb #b741fafb
+class RunArguments(RunFields):
+    "The arguments of a run's method: as identifiers hash them, and as they hold."
 
     @property
     def hashed_arguments(self) -> dict:
@@ -239,6 +238,11 @@ class RunConfig(RunFields):
         if self.method == "pretrain": return {}
         preset = METHODS[self.method].preset_arguments(PRESETS[self.preset].momentum)
         return {**self.hashed_arguments, **{k: v for k, v in preset.items() if k not in self.method_args}}
+
+# %% ../../nbs/experiments/00_config.ipynb #930434a0
+@dataclass(frozen=True)
+class RunConfig(RunArguments):
+    "The name of a run. Raises `ConfigError` for a preset, method or argument that does not exist."
 
     @property
     def id(self) -> str:
