@@ -53,8 +53,10 @@ def test_several_processes_give_the_losses_of_one(alone, tmp_path, method, count
     a, b = (get_run(config, device="cpu", store=s, progress=False) for s in (alone, tmp_path/"store"))
     assert b.metrics["mAP"] == pytest.approx(a.metrics["mAP"], abs=.01)
     assert len(json.loads((b.path/"environment.json").read_text())) == 1
+    # The second round of labels can differ in an image because of rounding, so the last batches can be others: running
+    # statistics follow single batches (0.0045 was seen), weights average over all steps.
     for (name, x), y in zip(a.encoder().state_dict().items(), b.encoder().state_dict().values()):
-        torch.testing.assert_close(x, y, atol=2e-3, rtol=1e-2, msg=name)
+        torch.testing.assert_close(x, y, atol=1e-2 if "running_" in name else 2e-3, rtol=1e-2, msg=name)
 
 
 def test_one_process_is_left_alone():
