@@ -173,7 +173,7 @@ def test_pretraining_is_that_of_the_same_folders(tmp_path):
 
 def test_plugins_and_records_are_parameters_of_every_table(monkeypatch):
     loaded = []
-    monkeypatch.setattr("upl_reid.experiments.config.load_plugins", loaded.append, raising=False)
+    monkeypatch.setattr("upl_reid.experiments.tables.load_plugins", loaded.append)
     assert open_table({**GIVEN, "plugins": "one,two"}, set()).records is False and loaded == ["one,two"]
     assert open_table({**GIVEN, "records": True, "plugins": ""}, set()).records is True and len(loaded) == 1
     with pytest.raises(ConfigError, match="records='yes' should be of type bool"):
