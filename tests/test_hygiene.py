@@ -51,6 +51,9 @@ def test_notebook_runs_with_the_kernel_that_papermill_looks_for(path):
 
 @each_notebook
 def test_notebook_has_no_left_overs(path):
+    metadata = json.loads(path.read_text(encoding="utf-8"))["metadata"]
+    assert "widgets" not in metadata, \
+        f"{relative(path)}: the state of progress bars was saved; delete 'widgets' from its metadata"
     for number, cell in enumerate(cells(path)):
         where, outputs = f"{relative(path)}, cell {number}", cell.get("outputs", [])
         kinds = {kind for output in outputs for kind in (output["output_type"], *output.get("data", {}))}
