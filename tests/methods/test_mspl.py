@@ -1,5 +1,6 @@
 """Multi-step pseudo-label refinement: its equations in loops over floats, what is pruned, what stands still, and
 that a run goes on where it stopped."""
+import functools
 import copy
 import math
 from dataclasses import replace
@@ -12,6 +13,7 @@ from hypothesis import given, settings, strategies as st
 from sklearn.metrics import adjusted_rand_score
 from torch import nn
 
+from small import people_in_cameras
 from upl_reid.components.encoder import build_encoder
 from upl_reid.components.clustering import camera_center, dbscan, kmeans_labels
 from upl_reid.components.neighbours import jaccard_distance
@@ -29,14 +31,7 @@ from upl_reid.training.method import Batch, Budget, PseudoLabels
 from upl_reid.training.loop import fit
 
 
-def crowd(people=20, cameras=4, visits=3, dim=24, bias=1., noise=.3, seed=0):
-    "Unit features of people seen in every camera, each camera adding a vector of its own."
-    g = torch.Generator().manual_seed(seed)
-    pid = torch.arange(people).repeat_interleave(cameras*visits)
-    cam = torch.arange(cameras).repeat_interleave(visits).repeat(people)
-    randn = lambda n: torch.randn(n, dim, generator=g)
-    x = randn(people)[pid] + bias*randn(cameras)[cam] + noise*randn(len(pid))
-    return F.normalize(x, dim=1), pid, cam
+crowd = functools.partial(people_in_cameras, people=20, cameras=4, visits=3, noise=.3)
 
 
 # -- equation 4 --------------------------------------------------------------------------------------------------------

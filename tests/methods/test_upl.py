@@ -1,10 +1,12 @@
 """UPL-ReID and the baselines: what a round labels, what a step's losses are, and what SRMO's gradient is."""
+import functools
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from small import people_in_cameras
 from upl_reid.components.encoder import build_encoder
 from upl_reid.core import ConfigError, DataError, seed_for
 from upl_reid.methods.baseline import GlobalDBSCAN, hard_pseudo_labels
@@ -14,14 +16,7 @@ from upl_reid.components.mixup import choose_partners, sample_lambda
 from upl_reid.training.method import Batch, PseudoLabels
 
 
-def crowd(people=12, cameras=3, visits=4, dim=24, bias=1., noise=.2, seed=0):
-    """Unit features of people seen in every camera, each camera adding a vector of its own."""
-    g = torch.Generator().manual_seed(seed)
-    pid = torch.arange(people).repeat_interleave(cameras*visits)
-    cam = torch.arange(cameras).repeat_interleave(visits).repeat(people)
-    randn = lambda n: torch.randn(n, dim, generator=g)
-    x = randn(people)[pid] + bias*randn(cameras)[cam] + noise*randn(len(pid))
-    return F.normalize(x, dim=1), pid, cam
+crowd = functools.partial(people_in_cameras, people=12, cameras=3, visits=4, noise=.2)
 
 
 def test_hybrid_labels_are_pseudo_labels():
