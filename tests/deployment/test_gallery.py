@@ -4,6 +4,7 @@ import math
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from safetensors import safe_open
@@ -12,7 +13,7 @@ from safetensors.numpy import save_file
 import upl_reid.deployment.gallery as module
 from faults import fault
 from upl_reid.core import ConfigError
-from upl_reid.deployment.gallery import KNOWN, Gallery, draw_hits, unit_vectors
+from upl_reid.deployment.gallery import KNOWN, Gallery, checked_name, draw_hits, unit_vectors
 from upl_reid.deployment.match_calibration import Calibration
 
 
@@ -53,7 +54,7 @@ def divided(monkeypatch):
 def test_cells_find_nearly_everything_and_leave_cameras_out(divided):
     x, gallery = divided
     queries = x[::50] + .1*some(30, 16, 3)
-    assert gallery.nprobe and gallery.index.nlist == round(4*1500**.5)
+    assert gallery.nprobe and gallery.index.nlist == round(1500**.5/2)
     for without in ([""]*30, [f"c{i % 3}" for i in range(30)]):
         hits = gallery.search(queries, 10, without)
         share = [len(set(hits[hits["query"] == q].position) & set(w))/10 for q,
@@ -93,7 +94,7 @@ def test_many_hits_are_found_too(monkeypatch, without):
     x = unit_vectors(np.repeat(rng.normal(size=(400, 32)), 20, 0) + .6*rng.normal(size=(8000, 32)))
     cameras = [f"c{i % 3}" for i in range(8000)]
     gallery, left = Gallery(32).add(x, range(8000), cameras), ["c1"]*40 if without else [""]*40
-    assert gallery.index is not None and gallery.nprobe < gallery.index.nlist/4
+    assert gallery.index is not None and gallery.nprobe < gallery.index.nlist
     for k in (10, 30, 100, 500):
         hits = gallery.search(x[:40], k, left)
         assert len(hits) == 40*k and np.mean([len(set(hits[hits["query"] == q].position) & set(w))/k for q,
@@ -103,6 +104,7 @@ def test_many_hits_are_found_too(monkeypatch, without):
 def test_names_that_are_none_are_unknown():
     gallery = Gallery(4).add(some(4, 4), list("abcd"), ["door", None, float("nan"), ""], [None, np.datetime64("NaT"),
             "9:00", 7])
+    assert [checked_name(v) for v in (pd.NA, pd.NaT, "nan", np.nan, ["a"])] == ["", "", "nan", "", "['a']"]
     assert gallery.rows.camera.tolist() == ["door", "", "", ""] and gallery.rows.time.tolist() == ["", "", "9:00", "7"]
     assert len(gallery.search(some(1, 4), 9, [None])) == 4 and len(gallery.search(some(1, 4), 9, ["door"])) == 3
     fault(gallery.add, some(1, 4), ["a\0b"])
@@ -120,7 +122,7 @@ def test_added_vectors_are_found_and_cells_grow_with_them(divided):
     gallery.add(some(3, 16, 9), ["n0", "n1", "n2"])
     assert gallery.index.nlist == before and gallery.search(some(3, 16, 9), 1).path.tolist() == ["n0", "n1", "n2"]
     gallery.add(np.repeat(x, 4, 0) + .01, range(6000))
-    assert gallery.index.nlist == round(4*7503**.5) and len(gallery) == 7503
+    assert gallery.index.nlist == round(7503**.5/2) and len(gallery) == 7503
     np.testing.assert_allclose(gallery.vectors[:1500], unit_vectors(x), atol=1e-6)
 
 
@@ -130,6 +132,7 @@ def test_a_saved_gallery_is_the_same(tmp_path, divided, size):
             [f"ü\n{i}" for i in range(9)], ["a,\"b"]*9, ["9:00"]*9), "divided": divided[1]}[size]
     again = Gallery.load(gallery.save(tmp_path/"g.safetensors"))
     assert again.rows.equals(gallery.rows) and again.nprobe == gallery.nprobe
+    assert again.candidates == gallery.candidates and again.built == gallery.built
     assert again.calibration == gallery.calibration and len(again) == len(gallery)
     np.testing.assert_array_equal(again.vectors, gallery.vectors)
     if len(gallery):
@@ -163,8 +166,10 @@ BROKEN = {"vectors": lambda t: t.update(vectors=t["vectors"][:-1]),
           "type": lambda t: t.update(vectors=t["vectors"].astype(np.float64)),
           "zero": lambda t: t.update(vectors=t["vectors"]*0), "nan": lambda t: t.update(vectors=t["vectors"]*np.nan),
           "paths": lambda t: t.update(path=t["path"][:-5]), "no text": lambda t: t.pop("path"),
-          "cells": lambda t: t.update(cells=t["cells"] + 10**6), "negative": lambda t: t.update(cells=-t["cells"] - 1),
-          "cell type": lambda t: t.update(cells=t["cells"].astype(np.float32)),
+          "codebook": lambda t: t.update(codebook=t["codebook"][1:].copy()), "no codebook": lambda t: t.pop("codebook"),
+          "codebook type": lambda t: t.update(codebook=t["codebook"].astype(np.float64)),
+          "wild codebook": lambda t: t.update(codebook=t["codebook"]*np.float32(np.nan)),
+          "no cells": lambda t: t.update(centres=t["centres"][:0].copy()),
           "centres": lambda t: t.update(centres=t["centres"][:, :3].copy()), "no centres": lambda t: t.pop("centres"),
           "axes": lambda t: t.update(axes=t["axes"][:3].copy()), "no axes": lambda t: t.pop("axes"),
           "wild axes": lambda t: t.update(axes=t["axes"]*np.float32(np.inf))}
@@ -179,8 +184,9 @@ def test_a_broken_gallery_is_refused(tmp_path, divided, change):
     assert str(path) in fault(Gallery.load, path)
 
 
-GOOD = dict(format=1, count=2, dim=8, probe=0, recall=.9, model="", calibration=None)
-OTHER = dict(probe=1.5), dict(recall=7), dict(model=5), dict(count=-1, dim=16), dict(format=9)
+GOOD = dict(format=2, count=2, dim=8, probe=0, candidates=0, built=0, recall=.9, model="", calibration=None)
+OTHER = (dict(probe=1.5), dict(recall=7), dict(model=5), dict(count=-1, dim=16), dict(format=9), dict(built=-1),
+         dict(candidates="9"), dict(probe=1, candidates=1))
 
 
 @pytest.mark.parametrize("facts", ["["*200_000, "", "{}", "[]", "null", '{"format": 1}',

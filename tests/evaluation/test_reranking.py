@@ -74,6 +74,45 @@ def test_rerank_with_duplicates_equals_naive_loop():
     x = np.repeat(np.array([[1., 0, 0], [0, 2, 0], [0, 0, 4], [4, 0, 3]]), 6, axis=0)
     np.testing.assert_allclose(rerank(x[::5], x, 3, 2), naive_rerank(x[::5], x, 3, 2, .3), atol=1e-10)
 
+@pytest.mark.parametrize("dims", [2, 2048])
+@pytest.mark.parametrize("k1, k2", [(4, 2), (20, 6)])
+def test_rerank_of_hard_features_equals_naive_loop(dims, k1, k2):
+    "Random vectors and copies, of very different lengths (powers of two, so that copies stay exact)."
+    rng = np.random.default_rng(dims)
+    for x in (rng.normal(size=(40, dims)), rng.normal(size=(4, dims))[rng.integers(0, 4, 40)]):
+        x = x*2.**rng.integers(-30, 30, (40, 1))
+        np.testing.assert_allclose(rerank(x[:9], x[9:], k1, k2), naive_rerank(x[:9], x[9:], k1, k2, .3), atol=1e-10)
+
+@pytest.mark.parametrize("kind", ["random", "one dimension", "copies", "nearly equal", "all equal", "orthogonal",
+                                  "turned"])
+def test_lists_and_farthest_are_those_of_double_precision(kind):
+    "Single-precision tiles of several sizes, and rows whose candidates are too many to keep."
+    rng = np.random.default_rng(3)
+    x = {"random": rng.normal(size=(700, 30)), "one dimension": rng.normal(size=(700, 1)),
+         "copies": rng.normal(size=(60, 30))[rng.integers(0, 60, 700)],
+         "nearly equal": 1 + 1e-6*rng.normal(size=(700, 30)), "all equal": np.ones((700, 3)),
+         "orthogonal": np.eye(700), "turned": np.stack([np.cos(t := np.arange(700)/200), np.sin(t)], 1)}[kind]
+    x = torch.from_numpy(x.astype(np.float32))
+    g, slack = torch.nn.functional.normalize(x, dim=1), 1e-4
+    d = retrieval.unit_distances(x, x).numpy()
+    own = d + np.where(np.eye(700) > 0, -9, 0)
+    order, farthest = reranking._neighbours(x, x.double().norm(dim=1), g, slack, 21)
+    assert np.array_equal(order, np.argsort(own, axis=1, kind="stable")[:, :21])
+    np.testing.assert_allclose(farthest, np.where(d.max(1) > 0, d.max(1), 1), atol=4e-12)
+
+@pytest.mark.parametrize("size, most", [(16, 50), (33, 10**6)])
+def test_candidates_hold_all_near_pairs(size, most, monkeypatch):
+    "Tiles that do not divide the matrix, and pruning after nearly every tile."
+    monkeypatch.setattr(reranking._Candidates, "most", most)
+    x = torch.nn.functional.normalize(torch.from_numpy(clustered(4, 150)).float(), dim=1)
+    kept = np.empty((40, 110), np.float32)
+    near, far = reranking._collect(x, 7, 1e-5, kept, size=size)
+    score = -2*x.double() @ x.double().T
+    np.testing.assert_allclose(kept, score[:40, 40:], atol=1e-6)
+    for found, wanted, k in ((near, score + torch.eye(150)*9, 7), (far, -score, 1)):
+        pairs = set(zip(*(y.tolist() for y in found.pairs())))
+        assert {(i, int(j)) for i, row in enumerate(wanted) for j in row.argsort()[:k]} <= pairs and len(pairs) < 150*20
+
 def test_rerank_kind_and_range():
     x = clustered(2, 40).astype(np.float32)
     found, tensor = rerank(x[:10], x[10:], 8, 3), rerank(torch.from_numpy(x[:10]), torch.from_numpy(x[10:]), 8, 3)

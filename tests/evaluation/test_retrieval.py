@@ -89,7 +89,7 @@ def test_positions_are_those_of_the_exact_distances(slack, decimals):
         valid = sorted(valid, key=lambda j: row[j])
         assert position[i, :count[i]].tolist() == [p for p, j in enumerate(valid, 1) if gp[j] == qp[i] and gp[j] > 0]
 
-@pytest.mark.parametrize("scale, shift", [(1e-30, 0), (1e30, 0), (1, 1e6), (-1, -3)])
+@pytest.mark.parametrize("scale, shift", [(1e-30, 0), (1e30, 0), (1e300, 0), (1e-305, 0), (1, 1e6), (-1, -3)])
 def test_distances_of_any_range_equal_naive_loop(scale, shift):
     rng = np.random.default_rng(3)
     distance = scale*rng.normal(size=(6, 150)) + shift
@@ -107,11 +107,49 @@ def test_matches_close_together_and_strangers_far_nearer():
     ids = dict(zip(NAMES, labels))
     same_scores(evaluate_distances(distance, **ids), naive_retrieval(distance, ids))
 
+def on_a_line(rng, n, dims):
+    "Rows along an arc of one plane, at distances from equal to antipodal."
+    turn = rng.choice([0, 1e-9, 1e-4, .5, 3.1], n) + rng.choice([0, 1e-7], n)
+    return np.cos(turn)[:, None]*np.eye(dims)[0] + np.sin(turn)[:, None]*np.eye(dims)[-1]
+
+HARD = {
+    "random": lambda rng, n, dims: rng.normal(size=(n, dims)),
+    "close together": lambda rng, n, dims: 30 + rng.normal(size=(n, dims)),
+    "duplicates": lambda rng, n, dims: rng.normal(size=(9, dims))[rng.integers(0, 9, n)],
+    "nearly equal": lambda rng, n, dims: 1 + 1e-7*rng.normal(size=(n, dims)),
+    "all equal": lambda rng, n, dims: np.ones((n, dims)),
+    "on a line": on_a_line}
+
+@pytest.mark.parametrize("dims", [1, 5, 300, 2048])
+@pytest.mark.parametrize("kind", HARD.values(), ids=HARD)
+@pytest.mark.parametrize("scale", [1e-18, 1, 1e18])
+def test_positions_of_hard_features_are_those_of_a_stable_sort(kind, dims, scale):
+    "Single-precision features of any length; all distances in double precision, rounded as the text says."
+    rng = np.random.default_rng(dims)
+    q, g = (np.asarray(scale*kind(rng, n, dims)*rng.uniform(.5, 2, (n, 1)), np.float32) for n in (8, 700))
+    ids = dict(zip(NAMES, (rng.integers(1, 30, 8), rng.integers(0, 3, 8), rng.integers(-1, 30, 700),
+                           rng.integers(0, 3, 700))))
+    same_scores(evaluate_retrieval(q, g, **ids), naive_retrieval(retrieval.unit_distances(q, g).numpy(), ids))
+
+@pytest.mark.parametrize("dims", [1, 127, 128, 129, 768, 2048])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_are_within_the_stated_slack(dims, dtype):
+    "Vectors with equal signs, whose absolute products sum to 1, and random ones."
+    for x in (torch.rand(40, dims), torch.randn(40, dims)):
+        x = torch.nn.functional.normalize(x.double(), dim=1)
+        exact = np.array([[math.fsum(u*v for u, v in zip(a, b)) for b in x[:9].tolist()] for a in x[:3].tolist()])
+        found = retrieval.split_product(-2*x[:3].to(dtype), x[:9].to(dtype), torch.empty(3, 9, dtype=dtype), columns=4)
+        assert np.abs(found.double().numpy() + 2*exact).max() <= retrieval.product_slack(dims, dtype)
+    assert retrieval.product_slack(768, torch.float32) < retrieval.product_slack(768, torch.float32, terms=768)/2
+
 LAYOUTS = {
     "Fortran order": np.asfortranarray,
     "transposed": lambda d: np.ascontiguousarray(d.T).T,
     "every second column": lambda d: np.repeat(d, 2, 1)[:, ::2],
     "transposed tensor": lambda d: torch.from_numpy(np.ascontiguousarray(d.T)).T,
+    "rows and columns reversed": lambda d: np.ascontiguousarray(d[::-1, ::-1])[::-1, ::-1],
+    "every second row and column of a tensor": lambda d:
+        torch.from_numpy(d).repeat_interleave(2, 0).repeat_interleave(2, 1)[::2, ::2],
     "part of a tensor": lambda d: torch.from_numpy(d).repeat(1, 2)[:, :d.shape[1]]}
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)

@@ -10,9 +10,117 @@ import numpy as np
 from scipy import sparse
 import torch
 
-from ..components.neighbours import reciprocal_sets
+from ..components.neighbours import less_equal, reciprocal_sets, true_positions, unit_rows
 from ..core import ConfigError, match_type, to_numpy
-from .retrieval import as_float64, check_features, check_same_width, row_blocks, unit_distances
+from upl_reid.evaluation.retrieval import (
+    as_float64, check_features, check_same_width, pair_distances, product_slack, product_type, row_blocks,
+    unit_distances, unit_gallery)
+
+# %% ../../nbs/evaluation/10_reranking.ipynb #fa8135a7
+class _Bounds:
+    "Upper bounds of the k-th smallest score of each row of a symmetric matrix, and limits for candidates."
+    def __init__(self,
+        bound: torch.Tensor, # (N,) at least the k-th smallest score of each row; scores lie in [-3, 3]
+        k: int, # scores wanted per row
+        slack: float, # largest error of a score
+    ):
+        first = to_numpy(bound)
+        self.k, self.slack, self.device, self.dtype = k, slack, bound.device, first.dtype
+        self.bound, self.crowded = first.astype(np.float64), np.zeros(len(first), bool)
+        self.set_limit()
+
+    def set_limit(self):
+        "Scores up to the limit may belong to the k smallest exact ones; a crowded row takes none."
+        limit = np.nextafter((self.bound + 2*self.slack).astype(self.dtype), np.inf, dtype=self.dtype)
+        self.limit = torch.from_numpy(np.where(self.crowded, -np.inf, limit).astype(self.dtype)).to(self.device)
+
+# %% ../../nbs/evaluation/10_reranking.ipynb #b886cf96
+class _HeldPairs(_Bounds):
+    "Pairs found so far."
+    parts: list[tuple[np.ndarray, ...]] # rows, columns and scores of pairs
+    held, most = 0, 2**21 # pairs in all, and from how many on they are pruned
+
+    def prune(self):
+        "Lower the bounds by what was found, and drop what lies above the limits."
+        row, column, score = (np.concatenate(part) for part in zip(*self.parts))
+        n, count = len(self.bound), np.bincount(row, minlength=len(self.bound))
+        ordered = np.sort(row + score/8.)                        # by row, then by score
+        full = np.flatnonzero(count >= self.k)
+        kth = ordered[(count.cumsum() - count + self.k - 1)[full]] - full
+        self.bound[full] = np.minimum(self.bound[full], 8*kth + n*2.0**-48)      # rounding of row + score
+        self.set_limit()
+        self.crowded |= np.bincount(row[score <= to_numpy(self.limit)[row]], minlength=n) > self.k + 256
+        self.set_limit()
+        kept = score <= to_numpy(self.limit)[row]
+        self.parts, self.held = [(row[kept], column[kept], score[kept])], int(kept.sum())
+        self.most = max(self.most, 2*self.held)
+
+# %% ../../nbs/evaluation/10_reranking.ipynb #563032d0
+class _Candidates(_HeldPairs):
+    "Pairs that may belong to the k smallest scores of a row; tiles of the matrix are added one by one."
+    def add(self,
+        tile: torch.Tensor, # (R, W) contiguous scores; NaN: not a pair
+        row: int, # of the matrix, first of the tile
+        column: int, # of the matrix, first of the tile; equal to `row` on the diagonal
+    ):
+        "Collect the candidates of a tile, for its rows and, unless it lies on the diagonal, for its columns."
+        if not self.held: self.parts = []
+        for side in range(1 if row == column else 2):
+            start, width = (row, column)[side], tile.shape[1]
+            found = true_positions(less_equal(tile, self.limit[start:start + tile.shape[side]].unsqueeze(1 - side)))
+            pair = [to_numpy(y).astype(np.int32) for y in (found//width + row, found % width + column)]
+            self.parts.append((*(pair[::-1] if side else pair), to_numpy(tile.view(-1)[found])))
+            self.held += len(found)
+        if self.held > self.most: self.prune()
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]: # (P,) rows, ascending, (P,) columns
+        "All candidates of the rows that are not crowded."
+        self.prune()
+        row, column, _ = self.parts[0]
+        order = np.argsort(row, kind="stable")
+        return row[order].astype(np.int64), column[order].astype(np.int64)
+
+# %% ../../nbs/evaluation/10_reranking.ipynb #007e1be1
+def _sample_bounds(
+    g: torch.Tensor, # (N, d) unit rows
+    k: int, # scores wanted per row
+    sample: int = 1024, # rows that all rows are compared with
+) -> tuple[torch.Tensor, torch.Tensor]: # (N,) for the k nearest others, (N,) for the farthest
+    "Upper bounds of the k-th smallest score and of the smallest negative score of each row, its own left out."
+    chosen = torch.linspace(0, len(g) - 1, min(len(g), sample), device=g.device).long().unique()
+    own, near, far = torch.full((len(g),), -1, device=g.device), [], []
+    own[chosen] = torch.arange(len(chosen), device=g.device)
+    for start, stop in row_blocks(len(g), len(chosen)):
+        score = -2*g[start:stop] @ g[chosen].T
+        far.append(-score.amax(dim=1))
+        at = own[start:stop]
+        score[(at >= 0).nonzero()[:, 0], at[at >= 0]] = torch.inf
+        near.append(score.topk(k, largest=False).values.amax(dim=1) if k <= len(chosen)
+                    else score.new_full((stop - start,), torch.inf))
+    return torch.cat(near), torch.cat(far)
+
+# %% ../../nbs/evaluation/10_reranking.ipynb #bbf71015
+def _collect(
+    g: torch.Tensor, # (N, d) unit rows
+    k: int, # near images wanted, itself not counted
+    slack: float, # largest error of a score
+    keep: np.ndarray | None = None, # (Q, N - Q): filled with the scores of the first Q rows and the others
+    size: int = 1024, # rows and columns of a tile
+) -> tuple[_Candidates, _Candidates]:
+    "Candidates for the k nearest others and for the farthest image of each row."
+    near, far = (_Candidates(bound, count, slack) for bound, count in zip(_sample_bounds(g, k), (k, 1)))
+    room, n = g.new_empty(min(size, len(g))**2), 0 if keep is None else len(keep)
+    for a in range(0, len(g), size):
+        left = -2*g[a:a + size]
+        for b in range(a, len(g), size):
+            right = g[b:b + size]
+            tile = torch.mm(left, right.T, out=room[:len(left)*len(right)].view(len(left), len(right)))
+            if keep is not None and a < n < b + size:
+                keep[a:a + size, max(b - n, 0):b - n + size] = to_numpy(tile[:max(n - a, 0), max(n - b, 0):])
+            if a == b: tile.fill_diagonal_(torch.nan)            # no pair
+            near.add(tile, a, b)
+            far.add(tile.neg_(), a, b)
+    return near, far
 
 # %% ../../nbs/evaluation/10_reranking.ipynb #aaf94934
 def _smallest(
@@ -27,36 +135,73 @@ def _smallest(
     column[tied] = d[tied].argsort(dim=1, stable=True)[:, :k]
     return column
 
-# %% ../../nbs/evaluation/10_reranking.ipynb #fa8135a7
+# %% ../../nbs/evaluation/10_reranking.ipynb #a4cf7f18
+def _exact_distances(
+    x: torch.Tensor, # (N, d) features
+    length: torch.Tensor, # (N,) float64, their lengths
+    i: np.ndarray, # (P,) int64
+    j: np.ndarray, # (P,) int64
+) -> np.ndarray: # (P,) float64
+    "The entries (i, j) of `unit_distances(x, x)`; (i, j) and (j, i) are computed once."
+    pair, back = np.unique(np.minimum(i, j)*len(x) + np.maximum(i, j), return_inverse=True)
+    i, j, d = pair//len(x), pair % len(x), np.empty(len(pair))
+    for start, stop in row_blocks(len(x), x.shape[1]):
+        part = slice(*np.searchsorted(i, (start, stop)))
+        rows, columns = (torch.from_numpy(y[part]).to(length.device) for y in (i - start, j))
+        d[part] = to_numpy(pair_distances(unit_rows(as_float64(x[start:stop])), x, length, rows, columns))
+    return d[back]
+
+# %% ../../nbs/evaluation/10_reranking.ipynb #c9e25c64
+def _compare_with_all(
+    x: torch.Tensor, # (N, d) features
+    k: int, # length of the lists, itself included
+    rows: np.ndarray, # (R,) images whose lists are wanted
+) -> tuple[np.ndarray, np.ndarray]: # (R, k) int64, (R,) float64
+    "Neighbour lists, itself first, and the largest distance, from all distances in double precision."
+    orders, farthest = np.empty((len(rows), k), np.int64), np.empty(len(rows))
+    for start, stop in row_blocks(len(rows), len(x), 2**22):
+        own = torch.from_numpy(rows[start:stop]).to(x.device)
+        d = unit_distances(x[own], x)
+        farthest[start:stop] = to_numpy(d.amax(dim=1))
+        d[torch.arange(len(own), device=d.device), own] = -1     # before its own duplicates
+        orders[start:stop] = to_numpy(_smallest(d, k))
+    return orders, farthest
+
+# %% ../../nbs/evaluation/10_reranking.ipynb #147c6c1a
 def _neighbours(
     x: torch.Tensor, # (N, d) features
-    k: int, # length of the lists, itself included; at most N
-) -> tuple[np.ndarray, torch.Tensor]: # (N, min(k, N)) int64, (N,) float64
+    length: torch.Tensor, # (N,) float64, their lengths
+    g: torch.Tensor, # (N, d) their unit rows, for products
+    slack: float, # largest error of -2 times a product
+    k: int, # length of the lists, itself included; 2 to N
+    keep: np.ndarray | None = None, # as in `_collect`
+) -> tuple[np.ndarray, np.ndarray]: # (N, k) int64, (N,) float64
     "Each image's nearest images, itself first, and the distance of its farthest (1 instead of 0: it is a divisor)."
-    orders, farthest = [], []
-    for start, stop in row_blocks(len(x), len(x)):
-        d = unit_distances(x[start:stop], x)
-        farthest.append(d.amax(dim=1))
-        d[torch.arange(stop - start), torch.arange(start, stop)] = -1 # before its own duplicates
-        orders.append(_smallest(d, min(k, len(x))).cpu())
-    scale = torch.cat(farthest)
-    return torch.cat(orders).numpy(), torch.where(scale > 0, scale, 1.)
+    near, far = _collect(g, k - 1, slack, keep)
+    order, farthest = np.empty((len(x), k), np.int64), np.zeros(len(x))
+    order[:, 0] = np.arange(len(x))
+    i, j = near.pairs()
+    ranked = np.lexsort((j, _exact_distances(x, length, i, j), i))
+    place = np.arange(len(i)) - np.searchsorted(i, i)            # within the row
+    order[~near.crowded, 1:] = j[ranked][place < k - 1].reshape(-1, k - 1)
+    i, j = far.pairs()
+    np.maximum.at(farthest, i, _exact_distances(x, length, i, j))
+    rest = np.flatnonzero(near.crowded | far.crowded)
+    order[rest], farthest[rest] = _compare_with_all(x, k, rest)
+    return order, np.where(farthest > 0, farthest, 1.)
 
 # %% ../../nbs/evaluation/10_reranking.ipynb #8fb4f903
 def _set_weights(
     x: torch.Tensor, # (N, d) features
+    length: torch.Tensor, # (N,) float64, their lengths
     sets: sparse.csr_array, # (N, N) from `reciprocal_sets`
-    farthest: torch.Tensor, # (N,) divisor of each row
+    farthest: np.ndarray, # (N,) divisor of each row
 ) -> sparse.csr_array: # (N, N) rows sum to 1
     "exp(-d) at the members of each set, divided by the row's sum (Eq. 7)."
-    n, weight = len(x), np.empty(sets.nnz)
-    for start, stop in row_blocks(n, n):
-        d = unit_distances(x[start:stop], x)/farthest[start:stop, None]
-        inside = slice(sets.indptr[start], sets.indptr[stop])
-        row = np.repeat(np.arange(stop - start), np.diff(sets.indptr[start:stop + 1]))
-        weight[inside] = np.exp(-to_numpy(d[torch.from_numpy(row), torch.from_numpy(sets.indices[inside]).long()]))
+    row, column = np.repeat(np.arange(len(x)), np.diff(sets.indptr)), sets.indices.astype(np.int64)
+    weight = np.exp(-_exact_distances(x, length, row, column)/farthest[row])
     total = np.add.reduceat(weight, sets.indptr[:-1]) # no row is empty: an image is its own neighbour
-    return sparse.csr_array((weight/np.repeat(total, np.diff(sets.indptr)), sets.indices, sets.indptr), shape=(n, n))
+    return sparse.csr_array((weight/total[row], sets.indices, sets.indptr), shape=sets.shape)
 
 def _average_rows(
     v: sparse.csr_array, # (N, N)
@@ -88,6 +233,47 @@ def _check_parameters(k1, k2, lambda_value):
     if min(k1, k2) < 1: raise ConfigError(f"k1 is {k1} and k2 is {k2}; both count neighbours and start at 1")
     if not 0 <= lambda_value <= 1: raise ConfigError(f"lambda_value is {lambda_value}; expected a share in [0, 1]")
 
+# %% ../../nbs/evaluation/10_reranking.ipynb #cac5313e
+def _joined_rows(
+    query, # (Q, d) checked features
+    gallery, # (G, d)
+) -> torch.Tensor: # (Q + G, d) float32 if both are, else float64
+    "Queries and gallery in one tensor."
+    def rows(x):
+        if not str(x.dtype).endswith("float32"): return as_float64(x)
+        return (x.detach().cpu() if x.device.type == "mps" else x.detach()) if isinstance(x, torch.Tensor) else (
+            torch.from_numpy(np.array(x)))
+    return torch.cat([rows(query), rows(gallery)])
+
+def _mix(
+    jaccard: np.ndarray, # (A, B) float64
+    scores: np.ndarray, # (A, B) kept by `_collect`
+    x: torch.Tensor, # (N, d) features
+    rows: slice, # of x: A of them
+    columns: slice, # of x: B of them
+    farthest: np.ndarray, # (A,) divisor of each row
+    share: float, # lambda, in [0, 1]
+) -> np.ndarray: # (A, B) float64
+    "Eq. (12), in the precision of the scores."
+    d = unit_distances(x[rows], x[columns]) if scores.dtype == np.float64 else scores.clip(-2, 2) + np.float32(2)
+    return (1 - share)*jaccard + share*(to_numpy(d)/farthest[:, None]).clip(max=1)
+
+# %% ../../nbs/evaluation/10_reranking.ipynb #9ead2d75
+def _encode(
+    x: torch.Tensor, # (N, d) features
+    length: torch.Tensor, # (N,) float64, their lengths
+    k1: int, # neighbours for the reciprocal sets
+    k2: int, # rows averaged
+    keep: np.ndarray | None, # as in `_collect`
+) -> tuple[sparse.csr_array, np.ndarray]: # (N, N) rows sum to 1, (N,) farthest distances
+    "The sets of all images, weighted and averaged."
+    with torch.autocast(length.device.type, enabled=False):
+        g, off = unit_gallery(x, length, product_type())
+        slack = product_slack(x.shape[1], g.dtype, off, terms=x.shape[1])
+        order, farthest = _neighbours(x, length, g, slack, min(max(k1 + 1, k2), len(x)), keep)
+    weights = _set_weights(x, length, reciprocal_sets(order, min(k1, len(x) - 1)), farthest)
+    return _average_rows(weights, order[:, :k2]), farthest
+
 # %% ../../nbs/evaluation/10_reranking.ipynb #98ecd278
 def rerank(
     query, # (Q, d) features; L2-normalised inside
@@ -100,15 +286,14 @@ def rerank(
 
     The result is for `evaluate_distances`. Shapes: numpy or torch.
     Raises `DataError` for unfit features, `ConfigError` for parameters out of range."""
-    (query, _), (gallery, _) = check_features(query, "query"), check_features(gallery, "gallery")
+    (query, q_length), (gallery, g_length) = check_features(query, "query"), check_features(gallery, "gallery")
     check_same_width(query, gallery)
     _check_parameters(k1, k2, lambda_value)
-    x, n = torch.cat([as_float64(query), as_float64(gallery)]), len(query)
-    order, farthest = _neighbours(x, max(k1 + 1, k2))
-    v = _average_rows(_set_weights(x, reciprocal_sets(order, min(k1, len(x) - 1)), farthest), order[:, :k2])
-    result = np.empty((n, len(gallery)), np.float32 if str(query.dtype).endswith("float32") else np.float64)
+    x, length, n = _joined_rows(query, gallery), torch.cat([q_length, g_length]), len(query)
+    out = np.empty((n, len(gallery)), np.float32 if str(query.dtype).endswith("float32") else np.float64)
+    v, farthest = _encode(x, length, k1, k2, out if out.dtype == np.float32 else None)
     others = v[n:].tocsc()
     for start, stop in row_blocks(n, len(gallery)):
-        original = to_numpy(unit_distances(x[start:stop], x[n:])/farthest[start:stop, None])
-        result[start:stop] = (1 - lambda_value)*_jaccard(v[start:stop], others) + lambda_value*original
-    return match_type(result, query)
+        rows, jaccard = slice(start, stop), _jaccard(v[start:stop], others)
+        out[rows] = _mix(jaccard, out[rows], x, rows, slice(n, None), farthest[rows], lambda_value)
+    return match_type(out, query)
