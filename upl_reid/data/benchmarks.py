@@ -67,8 +67,7 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
     "market1501": (MARKET,),
     "dukemtmc": (DUKE,),
     "msmt17": (MSMT_V1, MSMT_V2),
-    "plaza": (replace(MARKET, homes=("plaza",), remedy=_SYNTH),),
-    "campus": (replace(MARKET, homes=("campus",), remedy=_SYNTH),)}
+    **{name: (replace(MARKET, homes=(name,), remedy=_SYNTH),) for name in ("plaza", "campus", "station")}}
 
 # %% ../../nbs/data/30_benchmarks.ipynb #85d4a5d3
 def _missing(
