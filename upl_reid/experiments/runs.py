@@ -7,10 +7,11 @@ __all__ = ['store_root', 'check_network', 'open_domain', 'labelled_images', 'dom
            'run_path', 'cpu_name', 'package_versions', 'describe_environment', 'RunFiles', 'Run', 'trained_encoder',
            'append_row', 'checkpoint_writer', 'resume_point', 'embed_test', 'score_retrieval', 'plain_scores',
            'agreement_loss', 'label_scores', 'encoder_seeds', 'pretraining_configs', 'initial_encoder',
-           'known_identities', 'make_method', 'Workplace', 'peak_memory', 'measure_run', 'train_pretraining',
-           'train_adaptation', 'train_run', 'present_code', 'stored_code', 'code_notice', 'say_notice', 'waiting_lock',
-           'run_lock', 'again_path', 'replace_run', 'finish_replacement', 'limit_threads', 'cpu_cores', 'begin_session',
-           'with_checkpoint', 'do_run', 'found_run', 'get_run']
+           'known_identities', 'make_method', 'Workplace', 'peak_memory', 'measure_run', 'shipped_files',
+           'find_shipped', 'split_fingerprint', 'load_shipped', 'train_pretraining', 'train_adaptation', 'train_run',
+           'present_code', 'stored_code', 'code_notice', 'say_notice', 'waiting_lock', 'run_lock', 'again_path',
+           'replace_run', 'finish_replacement', 'limit_threads', 'cpu_cores', 'begin_session', 'with_checkpoint',
+           'do_run', 'found_run', 'get_run', 'ship_pretraining']
 
 # %% ../../nbs/experiments/10_runs.ipynb #fef6acac
 import contextlib, functools, hashlib, json, os, platform, shutil, subprocess, sys, time
@@ -44,7 +45,7 @@ from ..evaluation.retrieval import evaluate_distances, evaluate_retrieval, Retri
 from .config import method_sources, Preset, PRESETS, RunConfig
 from ..training.distributed import all_true, process_rank
 from ..training.loop import adapt, embed_bank, pretrain, unpack_labels
-from ..training.method import Method, METHODS
+from ..training.method import Method, METHODS, Supervised
 
 # %% ../../nbs/experiments/10_runs.ipynb #f87de62a
 def store_root() -> Path:
@@ -160,7 +161,8 @@ def describe_environment(
 ) -> dict: # plain values
     "Time, device, hardware, packages and commit of a session."
     command = ["git", "-C", str(project_root())]
-    git = lambda *args: subprocess.run([*command, *args], capture_output=True, text=True).stdout.strip()
+    run = functools.partial(subprocess.run, capture_output=True, text=True)
+    git = lambda *args: run([*command, *args]).stdout.strip() if shutil.which("git") else ""
     gpu = device.type == "cuda"
     return dict(time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), device=str(device),
                 hardware=torch.cuda.get_device_name(device) if gpu else f"{cpu_name()}, {os.cpu_count()} cores",
@@ -409,6 +411,7 @@ class Workplace:
     roots: dict | None   # domain -> folder, "weights" -> file
     store: Path          # of runs
     progress: bool       # draw bars
+    shipped: bool = True # whether a pretraining may be taken from the repository's folder pretrained/
 
 def peak_memory(
     device: torch.device, # trained on
@@ -440,6 +443,51 @@ def measure_run(
     write_atomic(path/"metrics.json", json.dumps(result))
     (path/"checkpoint.safetensors").unlink(missing_ok=True)
 
+# %% ../../nbs/experiments/10_runs.ipynb #fb42c65e
+def shipped_files(
+    config: RunConfig, # of method "pretrain"
+) -> tuple: # weights, their description; they need not exist
+    "Where a shipped pretraining lies: pretrained/ID.safetensors and pretrained/ID.json in the project."
+    folder = project_root()/"pretrained"
+    return folder/f"{config.id}.safetensors", folder/f"{config.id}.json"
+
+def find_shipped(
+    config: RunConfig, # of method "pretrain"
+    kept: Split, # source images to train on
+    at: Workplace, # where the run is done
+) -> dict: # weights (name -> tensor), history, environments; empty: there is none for this run
+    "A shipped pretraining of this run on these images. Raises `RunError` for weights that are not those described."
+    weights, facts = shipped_files(config)
+    given = {config.source, "weights"} & {name for name, root in (at.roots or {}).items() if root}
+    if given or not at.shipped or not facts.exists(): return {}
+    found = json.loads(facts.read_text(encoding="utf-8"))
+    if found["images"] != split_fingerprint(kept): return {}
+    if not weights.exists() or file_digests([weights])[0] != found["sha256"]:
+        raise RunError(f"{weights} is not the file that {facts.name} describes; remove both, or make them again with "
+                       "ship_pretraining()")
+    return dict(weights=read_tensors(weights)[0], history=found["history"], environments=found["environments"])
+
+# %% ../../nbs/experiments/10_runs.ipynb #a1ddf61f
+def split_fingerprint(
+    split: Split, # of an embedded network
+) -> str: # sixteen hexadecimal digits
+    "Names, identities and cameras of images, hashed."
+    lines = [f"{path.name} {pid} {camid}" for path, pid, camid in zip(split.paths, split.pids, split.camids)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+def load_shipped(
+    start: dict, # of `find_shipped`
+    path: Path, # the run's folder
+    method: Method, # around an encoder before any training
+) -> Method: # with the shipped weights in its `embedder()`
+    "Put a shipped pretraining into a run's folder, with its history and the environments of its training."
+    method.embedder().load_state_dict(start["weights"])
+    if process_rank() == 0:
+        write_atomic(path/"history.jsonl", "".join(json.dumps(row) + "\n" for row in start["history"]))
+        here = json.loads((path/"environment.json").read_text())
+        write_atomic(path/"environment.json", json.dumps([*start["environments"], *here], indent=1))
+    return method
+
 # %% ../../nbs/experiments/10_runs.ipynb #f7cc2824
 def train_pretraining(
     config: RunConfig, # of method "pretrain"
@@ -447,9 +495,12 @@ def train_pretraining(
     kept: Split, # source images to train on
     at: Workplace, # device, folders and store
 ) -> Method:
-    "Stage 1 of Algorithm 1, from the last checkpoint on."
+    "Stage 1 of Algorithm 1, from the last checkpoint on; or the shipped weights, if there are some for this run."
     preset = PRESETS[config.preset]
     encoder = initial_encoder(preset, config.seed, at.roots)
+    start = find_shipped(config, kept, at)
+    if start and not (path/"checkpoint.safetensors").exists():
+        return load_shipped(start, path, Supervised(encoder, kept.pids))
     bank = ImageBank(kept.paths, preset.size, at.device, folder=at.store)
     return pretrain(encoder, kept, bank, preset.pretrain, config.seed, f"pretrain {config.source}",
                     save=checkpoint_writer(path), progress=at.progress, **resume_point(path))
@@ -466,7 +517,7 @@ def train_adaptation(
     preset = PRESETS[config.preset]
     bank = ImageBank(target.train.paths, preset.size, at.device, folder=at.store)
     if not method.trains: return method.to(at.device)
-    return adapt(method, target.train.withhold(), bank, preset.adapt, config.seed,
+    return adapt(method, target.train.withhold(), bank, preset.budget(config.target), config.seed,
                  f"{config.method} {config.source}->{config.target}",
                  save=checkpoint_writer(path), progress=at.progress, **resume_point(path))
 
@@ -666,9 +717,31 @@ def get_run(
     store = Path(store or store_root())
     path = run_path(config, roots, store)
     if not again and (run := found_run(config, path)): return run
-    at = Workplace(pick_device(str(device)), roots, store, progress)
+    at = Workplace(pick_device(str(device)), roots, store, progress, shipped=not again)
     with run_lock(path, config):
         if process_rank() == 0: finish_replacement(path)
         if not again and (run := found_run(config, path)): return run
         do_run(config, path, at, again)
     return Run(config, path)
+
+# %% ../../nbs/experiments/10_runs.ipynb #846d0571
+def ship_pretraining(
+    preset: str = "demo", # of `PRESETS`
+    sources: tuple = ("plaza", "campus"), # embedded networks
+    seed: int = 0, # of the pretraining
+    store: Path | str | None = None, # of runs; None: `store_root()`
+    again: bool = True, # train anew; False: take finished runs of the store
+) -> list: # of the weights' paths, one a network
+    "Pretrain on embedded networks and write weights and description to the project's folder pretrained/."
+    written = []
+    for source in sources:
+        run = get_run(RunConfig(preset, source, seed=seed), store=store, again=again, device="cpu")
+        train = labelled_images(open_domain(source, preset, None, Path(store or store_root())))
+        kept = split_identities(train, PRESETS[preset].held, seed)[0]
+        weights, facts = shipped_files(run.config)
+        write_tensors(weights, read_tensors(run.path/"model.safetensors")[0])
+        about = dict(config=asdict(run.config), images=split_fingerprint(kept), sha256=file_digests([weights])[0],
+                     environments=run.environments, history=read_rows(run.path/"history.jsonl"))
+        write_atomic(facts, json.dumps(about, indent=1) + "\n")
+        written.append(weights)
+    return written
