@@ -2,6 +2,8 @@
 import configparser, importlib.metadata, re
 from pathlib import Path
 
+from docutils import nodes
+
 DOCS = Path(__file__).resolve().parent
 SETTINGS = configparser.ConfigParser()
 SETTINGS.read(DOCS.parent/"settings.ini", encoding="utf-8")
@@ -25,6 +27,7 @@ html_static_path, templates_path, html_css_files = ["static"], ["templates"], ["
 html_sidebars = {"**": ["sidebar-all"]}
 html_show_sourcelink = html_copy_source = html_show_sphinx = False
 html_last_updated_fmt = None
+html_show_search_summary = False      # pages opened from disk may not read each other
 html_theme_options = dict(
     navbar_center=[], navbar_end=["theme-switcher", "navbar-icon-links"], footer_start=["copyright"], footer_end=[],
     show_toc_level=2, search_bar_text="Search notebooks, reports and API",
@@ -47,6 +50,15 @@ def copy_mathjax(app, error):
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(Path(source.locate()).read_bytes())
 
-def setup(app): app.connect("build-finished", copy_mathjax)
+def keep_formulas(app, doctree):
+    "Formulas with a number as they stand: Sphinx would wrap one with a line break in `split`, where a tag is an error."
+    for node in doctree.findall(nodes.math_block):
+        if r"\tag" in node.astext():
+            node[:] = [nodes.Text(rf"\[{node.astext()}\]")]
+            node["nowrap"] = node["no-wrap"] = True
+
+def setup(app):
+    app.connect("doctree-read", keep_formulas)
+    app.connect("build-finished", copy_mathjax)
 
 suppress_warnings = ["myst.header"]     # a report may begin with a third-level heading

@@ -12,9 +12,8 @@ SLOW = {
     "test_hygiene.py": """
         test_exported_code_is_in_step_with_the_notebooks test_notebooks_are_clean
         test_a_wing_loads_only_what_it_uses""",
-    "test_layers.py": """
+    "test_requirements.py": """
         test_the_base_imports_without_the_extras test_the_base_evaluates_and_searches_without_the_extras""",
-    "data/test_own_crops.py": "test_ten_million_rows_end_early",
     "deployment/test_onnx_export.py": "test_onnx_gives_the_vectors_of_torch",
     "experiments/test_cost.py": "test_a_step_waits_for_nothing test_measuring_visits_every_row_and_part",
     "experiments/test_report_page.py": "*",
@@ -22,6 +21,7 @@ SLOW = {
         test_killed_and_continued_is_bit_identical test_two_processes_want_the_same_run
         test_threads_are_given_back
         test_other_data_of_the_same_name_is_another_run test_initial_weights_from_a_file""",
+    "experiments/test_tables.py": "test_a_plugin_is_a_row_of_the_tables",
     "experiments/test_workers.py": "*",
     "test_site.py": "*",
     "methods/test_cgc.py": """

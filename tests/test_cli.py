@@ -1,5 +1,6 @@
 """The command line: every command by its JSON and its words, exit codes, and what goes wrong in one sentence."""
 import json
+import os
 import subprocess
 import sys
 
@@ -8,12 +9,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from upl_reid import experiments
 from upl_reid.cli import EXAMPLES, PRESET_NAMES, main, make_parser
 from upl_reid.deployment.match_calibration import RATES, Calibration
 from upl_reid.deployment.embedder import Embedder
 from upl_reid.data.own_crops import list_images
 from upl_reid.evaluation.retrieval import evaluate_retrieval
 from upl_reid.experiments.config import PRESETS
+from upl_reid.training.method import METHODS
 
 
 @pytest.fixture(scope="module")
@@ -454,3 +457,25 @@ def test_the_command_is_installed():
     if not command.exists(): assert not os.environ.get("CI"); pytest.skip("the package is not installed here")
     out = subprocess.run([command, "--help"], capture_output=True, text=True)
     assert out.returncode == 0 and "upl-reid search" in out.stdout
+
+
+def test_plugins_of_the_reports_reach_the_notebooks(tmp_path, monkeypatch):
+    (tmp_path/"cli_plugin.py").write_text("""
+from upl_reid.methods.baseline import Direct
+from upl_reid.training.method import register
+
+@register("from_cli")
+class FromCli(Direct): "Direct transfer with another name."
+""")
+    seen = {}
+    def pretend(chosen, parameters, jobs):
+        rows = list(experiments.outside_rows())
+        seen.update(plugins=os.environ["UPL_REID_PLUGINS"], rows=rows, parameters=parameters)
+        page = tmp_path/"index.html"
+        page.write_text("")
+        return page
+    monkeypatch.setattr(experiments, "make_reports", pretend)
+    monkeypatch.setenv("UPL_REID_PLUGINS", "")
+    try: assert main(["reports", "--plugins", str(tmp_path/"cli_plugin.py"), "--only", "table5"]) == 0
+    finally: METHODS.pop("from_cli", None)
+    assert seen["plugins"].endswith("cli_plugin.py") and "from_cli" in seen["rows"] and seen["parameters"] == {}

@@ -178,6 +178,12 @@ def test_guides_link_to_files_that_exist():
         broken = [t for t in targets if t and not (path.parent/t).exists() and t != "notebooks.md"]
         assert not broken, f"docs/{path.name} links to {broken}, which do not exist"
 
+def test_no_numbered_formula_is_wrapped_in_split(site):
+    "MathJax shows an error where a tag stands inside `split`."
+    wrong = [page.relative_to(site).as_posix() for page in site.rglob("*.html")
+             if re.search(r"begin\{split\}(?:(?!end\{split\}).)*\\tag", page.read_text(encoding="utf-8"), re.S)]
+    assert not wrong
+
 # ---- in a browser
 
 PROBE = """<!DOCTYPE html><meta charset="utf-8"><pre id="said"></pre><script>
@@ -199,7 +205,8 @@ async function main() {
       body: d.body.scrollWidth, fetched: view.performance.getEntriesByType("resource").map(r => r.name),
       formulas: d.querySelectorAll("mjx-container").length, raw: d.querySelectorAll("span.math, div.math").length,
       broken: [...d.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src),
-      links: side ? side.querySelectorAll("a").length : 0, errors: d.querySelectorAll("mjx-merror").length});
+      links: side ? side.querySelectorAll("a").length : 0,
+      errors: d.querySelectorAll("mjx-merror, [data-mml-node=merror]").length});
     frame.remove();
   }
   const [frame, view, d] = await open("/search.html?q=Jaccard", 1366);

@@ -487,6 +487,9 @@ def reports(
     given = {name: getattr(a, name) for name in names if getattr(a, name) is not None}
     parameters = {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in given.items()}
     chosen = () if a.page else experiments.NOTEBOOKS if a.only is None else tuple(a.only.split(","))
+    if a.plugins: # the notebooks' kernels load them too
+        experiments.load_plugins(a.plugins)
+        os.environ["UPL_REID_PLUGINS"] = ",".join(experiments.PLUGINS)
     page = experiments.make_reports(chosen, parameters, a.jobs)
     return dict(page=str(page)), f"{page.parent.name}/{page.name}: {page.stat().st_size/1e6:.1f} MB", 0
 
@@ -507,8 +510,8 @@ PATTERN = argument("--pattern", help="regular expression that finds the camera i
                                      "(?P<cam>...), perhaps (?P<pid>...)")
 METHOD = argument("--method", default="upl", help="a registered method")
 TRAINING = (
-    argument("--source", default="plaza", help="domain with identities: plaza, campus, market1501, dukemtmc, msmt17, "
-                                               "or labelled: a table of your own with pids"),
+    argument("--source", default="plaza", help="domain with identities: plaza, campus, station, market1501, dukemtmc, "
+                                               "msmt17, or labelled: a table of your own with pids"),
     argument("--source-root", default="", help="folder of a source that is not embedded"),
     argument("--preset", default="demo", help=f"network, sizes and length of training: {', '.join(PRESET_NAMES)}"),
     argument("--weights", default="", help="file of initial weights"), DEVICE,
@@ -533,6 +536,7 @@ REPORTS = (
     argument("--target", help="name of the second domain, as in market1501"),
     argument("--target-root", type=Path, help="its folder; without one: the embedded network"),
     argument("--weights", type=Path, help="file of initial weights"),
+    argument("--plugins", default="", help="modules or .py files with methods of your own, separated by commas"),
     argument("--jobs", type=int, default=1, help="notebooks at a time; use more only if the runs are in the store"),
     [argument("--only", help="some notebooks, as in table2,table5; without it: all"),
      argument("--page", action="store_true", help="run nothing, write the page from existing reports")])
@@ -540,7 +544,8 @@ REPORTS = (
 # %% ../nbs/cli.ipynb #123d6458
 COMMANDS: dict[Callable, tuple] = {
     check: (CROPS, PATTERN, argument("--table", help="write what was found as a table, for the other commands")),
-    synth: (argument("out", help="folder to make"), argument("--network", default="campus", help="plaza or campus"),
+    synth: (argument("out", help="folder to make"), argument("--network", default="campus",
+                                                                         help="plaza, campus or station"),
             argument("--preset", default="demo", choices=PRESET_NAMES, help="size of the network")),
     pretrain: (argument("out", help="model file to write, .safetensors"), *TRAINING),
     adapt: (CROPS, argument("out", help="model file to write, .safetensors"), *TRAINING, PATTERN, METHOD),

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, strategies as st
+from scipy import stats
 
 from upl_reid.experiments import published as paper
 from upl_reid.core import DataError
@@ -19,8 +20,8 @@ from upl_reid.experiments.claims import (
     CHOICE, CONTRADICTS, FAILED, REPRODUCED, UNTESTABLE, VERDICTS, Claim, Finding, judge_change, compare_only,
     claims_numbers, claims_table, judge_contradiction, judge_correlation, pearson_with_interval, judge_difference,
     effective_share, judge_speed, measured_value, common_runs, judge_level, percent_readings, rounds_to,
-    join_directions, share_of_epochs_saved, judge_run_by_run, judge_no_difference, text_against_table, join_findings,
-    wrong_share)
+    join_directions, judge_together, most_influential, share_of_epochs_saved, judge_run_by_run, judge_no_difference,
+    text_against_table, join_findings, wrong_share)
 
 FORTH, BACK = ("plaza", "campus"), ("campus", "plaza")
 
@@ -183,6 +184,28 @@ def test_correlates_over_the_rows_that_count(tmp_path):
     assert found.verdict == REPRODUCED and found.numbers[0]["value"] == pytest.approx(1.)
     assert len(found.numbers[0]["runs"].split()) == 12
     assert judge_correlation(runs, [*named, "stray"], *measures).verdict == FAILED
+
+
+def test_a_correlation_is_judged_by_ranks_and_names_the_row_that_moves_it_most(tmp_path):
+    "Seven points of which one lies far out: Pearson's r is large, ranks are not; scipy's own ranks are compared."
+    x, y = np.array([3, 1, 2, 5, 4, 6, 90.]), np.array([.30, .28, .31, .29, .27, .30, .95])
+    runs = {(f"row {i}", *FORTH): [finished(tmp_path, [b], v=a)] for i, (a, b) in enumerate(zip(x, y))}
+    read = lambda r: r.labels["v"], lambda r: r.metrics["mAP"]
+    found = judge_correlation(runs, [f"row {i}" for i in range(7)], *read, "v")
+    rank, r, rest = (n["value"] for n in found.numbers)
+    assert rank == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert r == pytest.approx(np.corrcoef(x, y)[0, 1]) and r > .9
+    assert rest == pytest.approx(np.corrcoef(x[:6], y[:6])[0, 1]) and "without row 6" in found.text
+    assert found.verdict == FAILED
+    without = [abs(np.corrcoef(np.delete(x, i), np.delete(y, i))[0, 1] - r) for i in range(7)]
+    assert most_influential(np.column_stack([x, y]))[0] == int(np.argmax(without)) == 6
+
+
+def test_statements_of_one_claim_are_judged_together():
+    one, other = Finding("a", REPRODUCED, ("x",)), Finding("b", FAILED, ("y", "x"))
+    assert judge_together(one, one).verdict == REPRODUCED and judge_together(one, other).verdict == FAILED
+    both = judge_together(one, other)
+    assert both.text == "a (holds); b (does not hold)" and both.rows == ("x", "y")
 
 
 # ---- rule 5

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from upl_reid import core
-from upl_reid.core import ConfigError, DataError, RunError, read_rows, read_tensors, write_tensors
+from upl_reid.components.encoder import build_encoder
+from upl_reid.core import ConfigError, DataError, file_digests, RunError, read_rows, read_tensors, write_tensors
 from upl_reid.data.image_bank import ImageBank
 from upl_reid.data.synthetic import write_domain
 from upl_reid.evaluation.retrieval import evaluate_retrieval
@@ -438,3 +439,80 @@ def test_threads_are_given_back(store, tmp_path):
     threads = torch.get_num_threads()
     get_run(RunConfig("tiny", "plaza", "campus", "direct", seed=3), store=store, progress=False)
     assert torch.get_num_threads() == threads
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    "A project folder with the shipped pretraining of `tiny`, seed 5, and the store that it was trained in."
+    root = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UPL_REID_ROOT", str(root))
+        written = runs.ship_pretraining("tiny", seed=5, store=root/"store")
+    assert sorted(written) == sorted((root/"pretrained").glob("*.safetensors")) and len(written) == 2
+    return root
+
+
+class Trained(Exception): "Raised in place of a training."
+
+
+@pytest.fixture
+def beside(shipped, tmp_path, monkeypatch):
+    "A copy of that project in which no training can begin."
+    def refuse(*args, **kwargs): raise Trained
+    monkeypatch.setattr(runs, "pretrain", refuse)
+    shutil.copytree(shipped/"pretrained", tmp_path/"pretrained")
+    monkeypatch.setenv("UPL_REID_ROOT", str(tmp_path))
+    return tmp_path
+
+
+PRETRAINED = RunConfig("tiny", "plaza", seed=5)
+
+
+def test_a_shipped_pretraining_gives_the_run_that_training_gives(shipped, beside):
+    run = get_run(PRETRAINED, store=beside/"runs", device="cpu", progress=False)
+    trained = get_run(PRETRAINED, store=shipped/"store", device="cpu", progress=False)
+    weights, others = (read_tensors(r.path/"model.safetensors")[0] for r in (run, trained))
+    assert weights.keys() == others.keys() and all(torch.equal(weights[k], others[k]) for k in weights)
+    measured = lambda r: {k: v for k, v in r.metrics.items() if k not in ("peak_memory", "finished")}
+    assert measured(run) == measured(trained) and run.history.equals(trained.history)
+    assert len(run.environments) == 2 and run.environments[0] == trained.environments[0]
+
+
+@pytest.mark.parametrize("change", [dict(seed=6), dict(preset="edited"), dict(again=True), dict(images="another"),
+                                    dict(folder=True), dict(weights=True)])
+def test_a_shipped_pretraining_is_for_its_own_run_only(beside, monkeypatch, change):
+    config, roots = PRETRAINED, {}
+    if "seed" in change: config = replace(config, seed=6)
+    if "preset" in change: monkeypatch.setitem(PRESETS, "tiny", replace(PRESETS["tiny"], held=.25))
+    if "images" in change:
+        facts = runs.shipped_files(config)[1]
+        facts.write_text(json.dumps({**json.loads(facts.read_text()), "images": change["images"]}))
+    if "folder" in change: roots = dict(plaza=str(drawn_plaza(beside)))
+    if "weights" in change:
+        encoder = build_encoder("micro", (48, 24), 64)
+        roots = dict(weights=str(write_tensors(beside/"w.safetensors", encoder.body.state_dict())))
+    with pytest.raises(Trained):
+        get_run(config, store=beside/"runs", roots=roots, device="cpu", progress=False, again="again" in change)
+
+
+def drawn_plaza(folder): return runs.open_domain("plaza", "tiny", None, folder).train.paths[0].parents[1]
+
+
+def test_damaged_shipped_weights_are_refused(beside):
+    weights = runs.shipped_files(PRETRAINED)[0]
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(RunError, match=f"{weights.name} is not the file that .*json describes.*ship_pretraining"):
+        get_run(PRETRAINED, store=beside/"runs", device="cpu", progress=False)
+
+
+def test_the_shipped_files_are_those_of_the_present_presets():
+    facts = sorted((ROOT/"pretrained").glob("*.json"))
+    assert len(facts) == 2         # plaza and campus
+    for file in facts:
+        about = json.loads(file.read_text())
+        config, preset = RunConfig(**about["config"]), PRESETS[about["config"]["preset"]]
+        assert config.id == file.stem and config.preset == "demo" and config.method == "pretrain" and config.seed == 0
+        assert len(about["history"]) == preset.pretrain.epochs
+        weights = file.with_suffix(".safetensors")
+        assert file_digests([weights])[0] == about["sha256"]
+        build_encoder(preset.backbone, preset.size, preset.dim).load_state_dict(read_tensors(weights)[0])

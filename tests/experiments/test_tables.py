@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import papermill
 import pytest
 
 from upl_reid.core import ConfigError, RunError
@@ -13,6 +14,8 @@ from upl_reid.experiments.tables import (
     provenance_table, started_from, mean_and_std, write_report)
 from upl_reid.experiments.runs import Run, pretraining_configs
 from upl_reid.experiments.config import RunConfig
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def space(**injected):
@@ -180,6 +183,28 @@ def test_plugins_and_records_are_parameters_of_every_table(monkeypatch):
         open_table({**GIVEN, "records": "yes"}, set())
     monkeypatch.setenv("IN_TEST", "1")
     assert open_table({**GIVEN, "records": True}, set()).records is False            # the archive is of other presets
+
+
+PLUGIN = """
+from upl_reid.methods.baseline import GlobalDBSCAN
+from upl_reid.training.method import register
+
+@register("mine_too")
+class MineToo(GlobalDBSCAN):
+    "DBSCAN with a method's own name."
+"""
+
+
+@pytest.mark.parametrize("table", ["table3", "table6"])     # all of them were run by hand; two forms, to keep CI short
+def test_a_plugin_is_a_row_of_the_tables(table, tmp_path, monkeypatch):
+    (tmp_path/"mine_too.py").write_text(PLUGIN)
+    monkeypatch.setenv("IN_TEST", "1")
+    out = tmp_path/"out.ipynb"
+    papermill.execute_notebook(ROOT/f"nbs/{table}.ipynb", out, dict(plugins=str(tmp_path/"mine_too.py")),
+                               kernel_name="python3", cwd=tmp_path, progress_bar=False)
+    cells = [c for c in json.loads(out.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+    shown = "".join(str(o.get("data", "")) for c in cells for o in c["outputs"])
+    assert "| mine_too |" in shown
 
 
 def test_every_run_of_a_row_is_drawn():

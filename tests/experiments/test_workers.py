@@ -16,7 +16,7 @@ from upl_reid.core import ConfigError, RunError
 from upl_reid.experiments import config as configuration
 from upl_reid.experiments.config import load_plugins, method_sources, PLUGINS, RunConfig
 from upl_reid.experiments.runs import get_run
-from upl_reid.experiments.workers import get_runs, pack_method
+from upl_reid.experiments.workers import get_runs, pack_method, WorkQueue
 from upl_reid.training.method import METHODS, Method, register
 
 ROOT = Path(configuration.__file__).parents[2]
@@ -51,6 +51,18 @@ def test_workers_give_the_same_runs_as_one_process(tmp_path):
     made = get_runs([direct(0), upl], store=tmp_path/"workers", device="cpu", jobs=2, progress=False)
     same_result(made[1], get_run(upl, store=tmp_path/"alone", device="cpu", progress=False))
     assert [r.config for r in made] == [direct(0), upl] and not list((tmp_path/"workers").glob("*.log"))
+
+
+def test_a_run_waits_for_its_own_pretraining_only():
+    first, other = RunConfig("tiny", "plaza", seed=3), RunConfig("tiny", "campus", seed=3)
+    back = RunConfig("tiny", "campus", "plaza", "direct", seed=3)
+    todo = [first, other, direct(3), back]
+    queue = WorkQueue(list(todo), {c: Path(c.id) for c in todo}, set(), {})
+    assert [queue.take(), queue.take(), queue.take()] == [first, other, None]
+    del queue.running[other.id]                                 # its worker is done
+    assert [queue.take(), queue.take(), queue.todo] == [back, None, [direct(3)]]
+    del queue.running[first.id]
+    assert queue.take() == direct(3) and queue.todo == []
 
 
 def test_a_worker_that_fails_says_why(tmp_path):

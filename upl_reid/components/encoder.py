@@ -83,7 +83,7 @@ class StemViT(nn.Module):
     def tokens(self,
         images: torch.Tensor, # (B, 3, H, W) float
     ) -> torch.Tensor: # (B, P, width) contextual patch tokens, row by row
-        "The tokens $t_j$ that Eq. 6 averages."
+        "The tokens that Eq. 6 averages."
         x = self.stem(images.contiguous(memory_format=torch.channels_last))     # the fastest layout for convolutions
         x = self.embed(x).flatten(2).transpose(1, 2)
         return self.norm(self.blocks(x + self.pos_embed))

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['REPRODUCED', 'FAILED', 'UNTESTABLE', 'CONTRADICTS', 'CHOICE', 'VERDICTS', 'Finding', 'Claim', 'join_findings',
-           'compare_only', 'common_runs', 'measured_value', 'join_directions', 'judged', 'judge_difference',
-           'judge_no_difference', 'judge_run_by_run', 'judge_change', 'share_of_epochs_saved', 'saved_in_words',
-           'judge_speed', 'pearson_with_interval', 'mean_values', 'judge_correlation', 'judge_contradiction',
-           'percent_readings', 'rounds_to', 'text_against_table', 'judge_level', 'effective_share', 'wrong_share',
-           'claims_table', 'claims_numbers']
+           'judge_together', 'compare_only', 'common_runs', 'measured_value', 'join_directions', 'judged',
+           'judge_difference', 'judge_no_difference', 'judge_run_by_run', 'judge_change', 'share_of_epochs_saved',
+           'saved_in_words', 'judge_speed', 'pearson_with_interval', 'most_influential', 'judge_correlation',
+           'judge_contradiction', 'percent_readings', 'rounds_to', 'text_against_table', 'judge_level',
+           'effective_share', 'wrong_share', 'claims_table', 'claims_numbers']
 
 # %% ../../nbs/experiments/80_claims.ipynb #21524e83
 import math
@@ -55,6 +55,14 @@ def join_findings(
     rows = tuple(dict.fromkeys(row for finding in every for row in finding.rows))
     numbers = tuple(number for finding in every for number in finding.numbers)
     return Finding("; ".join(finding.text for finding in every), first.verdict, rows, numbers)
+
+def judge_together(
+    *findings: Finding, # each a statement of one claim
+) -> Finding:
+    "One finding of several statements, reproduced only if each of them is."
+    holds = [f.verdict == REPRODUCED for f in findings]
+    parts = [replace(f, text=f"{f.text} ({'holds' if h else 'does not hold'})") for f, h in zip(findings, holds)]
+    return replace(join_findings(*parts), verdict=REPRODUCED if all(holds) else FAILED)
 
 def compare_only(
     found: Finding, # of a comparison
@@ -227,12 +235,14 @@ def pearson_with_interval(
     interval = found.confidence_interval(.95)
     return float(found.statistic), float(interval.low), float(interval.high)
 
-def mean_values(
-    groups: list, # of lists of Run, one a configuration
-    read: Callable, # Run -> value
-) -> list: # of float
-    "A figure's mean over the runs of each configuration."
-    return [float(np.mean([read(r) for r in group])) for group in groups]
+def most_influential(
+    points, # (n, 2) array
+) -> tuple: # index, (r, low, high)
+    "The point without which Pearson's r changes most, and r with its interval without it."
+    every = pearson_with_interval(*points.T)[0]
+    rest = [pearson_with_interval(*np.delete(points, i, axis=0).T) for i in range(len(points))]
+    i = int(np.argmax([abs(r - every) for r, *_ in rest]))
+    return i, rest[i]
 
 # %% ../../nbs/experiments/80_claims.ipynb #b232b87d
 def judge_correlation(
@@ -242,16 +252,21 @@ def judge_correlation(
     other: Callable, # Run -> value
     name: str, # of the pair of figures
 ) -> Finding:
-    "Rule 4 over the rows' means."
-    groups: dict[tuple, list] = {}
-    for (row, *d), group in runs.items():
-        if row in rows: groups.setdefault(tuple(d), []).append(group)
-    found = {d: pearson_with_interval(mean_values(g, read), mean_values(g, other)) for d, g in groups.items()}
-    numbers = [measured_value(f"r of {name}", d, r, groups[d], low, high) for d, (r, low, high) in found.items()]
-    texts = {d: "r = {:+.2f} ({:+.2f} to {:+.2f})".format(*c) + f" over {len(groups[d])} configurations"
-             for d, c in found.items()}
-    holds = all(low > 0 for _, low, _ in found.values())
-    return Finding(join_directions(texts, numbers), judged(holds), tuple(rows), tuple(numbers))
+    "Rule 4: the rank correlation of the rows' means, with Pearson's r beside it."
+    parts, numbers, holds = {}, [], []
+    shown = "{:+.2f} ({:+.2f} to {:+.2f})".format
+    for d in dict.fromkeys(tuple(d) for row, *d in runs if row in rows):
+        groups = [runs[row, *d] for row in rows]
+        points = np.array([[np.mean([f(r) for r in g]) for f in (read, other)] for g in groups])
+        rank, r = (pearson_with_interval(*p) for p in (map(stats.rankdata, points.T), points.T))
+        i, rest = most_influential(points)
+        parts[d] = (f"rank correlation {shown(*rank)} over {len(rows)} configurations, Pearson's r {shown(*r)}, "
+                    f"without {rows[i]} {shown(*rest)}")
+        for figure, (value, *ends) in ((f"rank correlation of {name}", rank), (f"r of {name}", r),
+                                       (f"r of {name}, without {rows[i]}", rest)):
+            numbers.append(measured_value(figure, d, value, groups, *ends))
+        holds.append(rank[1] > 0)
+    return Finding(join_directions(parts, numbers), judged(all(holds)), tuple(rows), tuple(numbers))
 
 # %% ../../nbs/experiments/80_claims.ipynb #f1cf8ff3
 def judge_contradiction(

@@ -123,7 +123,7 @@ def steps_an_epoch(
     images: int, # training images of the target
 ) -> int:
     "Training steps an epoch, as `fit` counts them."
-    return PRESETS[run.config.preset].adapt.steps_for(images)
+    return PRESETS[run.config.preset].budget(run.config.target).steps_for(images)
 
 def queue_use(
     run: Run, # of UPL-ReID with its memory
@@ -131,7 +131,7 @@ def queue_use(
 ) -> dict: # size, seen, held, full, ages
     """Use of a run's queue: its size, keys enqueued in all (seen), keys at the end (held), whether it was ever full,
     and held keys for each training image (ages). Raises `DataError` for a run without memory."""
-    args, budget = run.config.arguments, PRESETS[run.config.preset].adapt
+    args, budget = run.config.arguments, PRESETS[run.config.preset].budget(run.config.target)
     if not args.get("moco"): raise DataError(f"{run} has no memory; ask for a run of UPL-ReID with moco=True")
     size = queue_size(images, args["queue"], args["max_queue_share"])
     batches = run.history["classes"].clip(upper=budget.identities)*budget.images

@@ -6,11 +6,11 @@
 __all__ = ['INTERACTIVE', 'PARAMETERS', 'OPTIONAL', 'MEASURES', 'check_parameters', 'coerce_parameter', 'TableSettings',
            'TableRuns', 'Table', 'open_table', 'table_of', 'collect_runs', 'mean_and_std', 'measured_values',
            'published_order', 'tabulate_runs', 'draw_seeds', 'compare_map', 'in_words', 'differences_to_full',
-           'add_differences', 'method_rows', 'training_inputs', 'describe_rows', 'budget_in_words', 'Evaluation',
-           'plain_run', 'rank_again', 'evaluate_again', 'rows_of_direction', 'place_of_full', 'share_in_words',
-           'rank_in_words', 'standing_in_words', 'evidence_in_words', 'one_direction', 'both_counts', 'images_per_pair',
-           'explain_total', 'started_from', 'all_runs', 'time_in_words', 'session_rows', 'provenance_table',
-           'write_report', 'to_markdown']
+           'add_differences', 'method_rows', 'outside_rows', 'training_inputs', 'describe_rows', 'budget_in_words',
+           'Evaluation', 'plain_run', 'rank_again', 'evaluate_again', 'rows_of_direction', 'place_of_full',
+           'share_in_words', 'rank_in_words', 'standing_in_words', 'evidence_in_words', 'one_direction', 'both_counts',
+           'images_per_pair', 'explain_total', 'started_from', 'all_runs', 'time_in_words', 'session_rows',
+           'provenance_table', 'write_report', 'to_markdown']
 
 # %% ../../nbs/experiments/30_tables.ipynb #cb27accf
 import itertools, tempfile, time
@@ -28,7 +28,7 @@ from ..core import ConfigError, in_test, pick_device, project_root, write_atomic
 from ..data.benchmarks import JUNK
 from ..data.splits import Domain, Split
 from ..evaluation.retrieval import bootstrap_interval
-from .config import load_methods, PRESETS, RunConfig, load_plugins
+from .config import is_outside, load_methods, PRESETS, RunConfig, load_plugins
 from .records import (archived_runs, ArchivedRun, keep_records, local_folder, noted, place_in_words,
     RECORDS, related_runs, report_folder, ReportSetting, shown_path, write_setting)
 from .runs import (describe_environment, open_domain, plain_scores, pretraining_configs, Run,
@@ -330,6 +330,10 @@ def method_rows(
     return {row: rows[row] for row in sorted(rows, key=place)}
 
 # %% ../../nbs/experiments/30_tables.ipynb #01c78add
+def outside_rows() -> dict: # row name -> (method, {}), for `Table.runs`
+    "A row for each method from outside the package: of a plugin, an installed package or a notebook's cell."
+    return {name: (name, {}) for name, cls in load_methods().items() if is_outside(cls)}
+
 def training_inputs(
     cls: type[Method], # of a method
 ) -> str:
