@@ -331,8 +331,9 @@ def method_rows(
 
 # %% ../../nbs/experiments/30_tables.ipynb #01c78add
 def outside_rows() -> dict: # row name -> (method, {}), for `Table.runs`
-    "A row for each method from outside the package: of a plugin, an installed package or a notebook's cell."
-    return {name: (name, {}) for name, cls in load_methods().items() if is_outside(cls)}
+    "A row for each method from outside the package: of a plugin or an installed package."
+    return {name: (name, {}) for name, cls in load_methods().items()
+            if is_outside(cls) and cls.__module__ != "__main__"}
 
 def training_inputs(
     cls: type[Method], # of a method
