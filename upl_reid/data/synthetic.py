@@ -250,11 +250,11 @@ LENSES = {
 def draw_light(
     lens: Lens, # of the network
     rng: np.random.Generator, # the camera's stream
-) -> dict: # factors of gain and gamma, summands of brightness and gradient
+) -> dict: # factors of gain and gamma, summand of the gradient
     "One time of day as one camera sees it."
     warm, green, exposure = rng.normal(0, lens.light, 3)*(1, .3, .5)
     return dict(gain=np.exp([exposure + warm, exposure + green, exposure - warm]),
-                gamma=float(np.exp(rng.normal(0, .5*lens.light))), brightness=0., gradient=rng.normal(0, .5*lens.light))
+                gamma=float(np.exp(rng.normal(0, .5*lens.light))), gradient=rng.normal(0, .5*lens.light))
 
 def at_light(
     camera: dict, # of `draw_camera`
@@ -264,7 +264,6 @@ def at_light(
     if not camera["lights"]: return camera
     light = camera["lights"][k]
     return {**camera, "gain": camera["gain"]*light["gain"], "gamma": camera["gamma"]*light["gamma"],
-            "brightness": camera["brightness"] + light["brightness"],
             "gradient": camera["gradient"] + light["gradient"]}
 
 # %% ../../nbs/data/40_synthetic.ipynb #5090c745

@@ -353,13 +353,14 @@ class GalleryTuning(GalleryTruth):
     def _needed_candidates(self, x, left_out, skip, cosine, most):
         "The smallest number of candidates that reaches the recall by a standard error; 0 if `most` do not."
         real = np.isfinite(cosine)
+        if not real.any(): return 20
         worst = np.where(real, cosine, np.inf).min(1, keepdims=True) - 1e-6
         for count in (20, 30, 40, 50, 70, 100, 140, 200, 300, 500, 700, 1000):
-            if count > most or not real.any(): break
+            if count > most: break
             found = self._by_index(x, 10 + skip, left_out, count, self.nprobe)[0][:, skip:]
             share = (found >= worst)[real].mean()
             if share - (share*(1 - share)/real.sum())**.5 >= self.recall: return count
-        return 0 if real.any() else 20
+        return 0
 
 # %% ../../nbs/deployment/30_gallery.ipynb #9dbef1a0
 class GalleryIndex(GalleryTuning):

@@ -146,6 +146,7 @@ def _take(
     if place.device.type != "cpu": return table[place.long()]
     return torch.from_numpy(table.numpy().take(place.numpy()))
 
+# %% ../../nbs/evaluation/00_retrieval.ipynb #af2d4adb
 def _row_of_positions(
     position: torch.Tensor, # (M,) ascending flat positions in a matrix
     rows: int, # of the matrix

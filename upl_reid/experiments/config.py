@@ -191,6 +191,7 @@ def present_names(
     now = {old: new for new, old in RENAMED.items() if new in known and old not in known}
     return {**stored, "method_args": {now.get(k, k): v for k, v in stored["method_args"].items()}}
 
+# %% ../../nbs/experiments/00_config.ipynb #ddb8edaf
 FORMAT2_NETWORKS = ("plaza", "campus") # in every identifier, also of runs on other domains
 
 def hashed_preset(

@@ -36,6 +36,7 @@ def in_order(
     "Names in reading order: those in `REPORTS` first, the rest in alphabetical order."
     return sorted(names, key=lambda name: (REPORTS.index(name) if name in REPORTS else len(REPORTS), name))
 
+# %% ../../nbs/experiments/90_report_page.ipynb #e99cc33d
 def notebook_path(
     name: str, # without .ipynb
     root: Path, # of the project
