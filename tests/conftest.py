@@ -17,4 +17,5 @@ settings.load_profile("upl_reid")
 def pytest_collection_modifyitems(items):
     for item in items:
         names = SLOW.get(item.nodeid.split("::")[0].removeprefix("tests/"), "").split()
-        if "*" in names or getattr(item, "originalname", item.name) in names: item.add_marker(pytest.mark.slow)
+        own = {"*", getattr(item, "originalname", item.name), *item.fixturenames}
+        if own & set(names): item.add_marker(pytest.mark.slow)

@@ -1,28 +1,41 @@
 "The slow tests, by file."
 # Slow tests: they train several runs, start processes or notebooks, or need a browser. `-m "not slow"` leaves them out.
-# "*" stands for all tests of a file, a name for that test with all of its parameters. test_hygiene.py checks that each
-# exists; `pytest --durations=40` shows which tests belong here (more than about two seconds) and which no longer do.
+# "*" stands for all tests of a file, a name for that test with all of its parameters, the name of a fixture for the
+# tests that use it. test_hygiene.py checks that each exists; `pytest --durations=40` shows which tests belong here
+# (more than about two seconds) and which no longer do.
 SLOW = {
     "test_cli.py": """
         test_a_source_of_ones_own test_export_and_pretrain test_names_of_every_kind_go_through_adapt
         test_output_that_cannot_be_written test_the_command_is_installed test_the_module_is_the_command
-        test_the_same_names_with_other_pictures_are_another_run""",
+        test_the_same_names_with_other_pictures_are_another_run test_json_is_json
+        test_a_slip_costs_no_picture_and_no_model""",
     "test_failure_modes.py": "*",
-    "test_hostile_input.py": "test_labels_or_a_sentence test_features_that_are_no_numbers",
+    "test_hostile_input.py": """
+        test_labels_or_a_sentence test_features_that_are_no_numbers test_any_configuration_is_one_or_refused""",
     "test_hygiene.py": """
         test_exported_code_is_in_step_with_the_notebooks test_notebooks_are_clean
         test_a_wing_loads_only_what_it_uses""",
     "test_requirements.py": """
         test_the_base_imports_without_the_extras test_the_base_evaluates_and_searches_without_the_extras""",
-    "deployment/test_onnx_export.py": "test_onnx_gives_the_vectors_of_torch",
-    "experiments/test_cost.py": "test_a_step_waits_for_nothing test_measuring_visits_every_row_and_part",
+    "deployment/test_onnx_export.py": """
+        test_onnx_gives_the_vectors_of_torch test_an_export_that_differs_is_not_kept""",
+    "experiments/test_cost.py": """
+        test_a_step_waits_for_nothing test_measuring_visits_every_row_and_part ready counted""",
     "experiments/test_report_page.py": "*",
     "experiments/test_runs.py": """
-        test_killed_and_continued_is_bit_identical test_two_processes_want_the_same_run
-        test_threads_are_given_back
-        test_other_data_of_the_same_name_is_another_run test_initial_weights_from_a_file""",
-    "experiments/test_tables.py": "test_a_plugin_is_a_row_of_the_tables",
+        test_killed_and_continued_is_bit_identical test_two_processes_want_the_same_run test_threads_are_given_back
+        test_other_data_of_the_same_name_is_another_run test_initial_weights_from_a_file
+        test_a_run_that_is_trained_anew_is_whole_at_every_moment
+        test_the_same_names_with_other_pictures_are_other_runs
+        test_a_shipped_pretraining_gives_the_run_that_training_gives test_waiting_for_another_process_is_said
+        test_changed_code_of_a_method_is_told_and_again_replaces_the_run""",
+    "experiments/test_tables.py": """
+        test_a_plugin_is_a_row_of_the_tables test_collect_keeps_rows_directions_and_seeds_apart""",
     "experiments/test_workers.py": "*",
+    "deployment/test_gallery.py": "test_many_hits_are_found_too",
+    "deployment/test_gallery_search.py": "test_a_small_gallery_is_searched_without_large_libraries",
+    "deployment/test_loaded_modules.py": "test_imports_load_little_beside_torch",
+    "experiments/test_curves.py": "test_noise_level_is_the_ratio_that_random_directions_give",
     "test_site.py": "*",
     "methods/test_cgc.py": """
         test_resumes_to_the_same_bits test_going_on_inside_a_round_restores_the_memory
