@@ -30,7 +30,7 @@ class ReportSetting:
     "What a report was made with. Two reports with equal settings show the same experiment."
     preset: str                                   # of `PRESETS`
     seeds: list                                   # of int, as given to the notebook
-    domains: list                                 # names of the source and the target
+    domains: list                                 # names of the source and the targets
     data: str = ""                                # fingerprints of given folders and weights, as in a run's name
     extra: dict = field(default_factory=dict)     # parameters of this notebook alone, such as repeats
 
@@ -76,7 +76,8 @@ def may_replace(
     "Whether a new report is at least as complete as the committed one, for the same preset, domains and parameters."
     if committed is None: return True
     if made is None: return False
-    same = (made.preset, made.domains, made.data) == (committed.preset, committed.domains, committed.data)
+    first = made.domains[:len(committed.domains)]             # a new report may have further targets
+    same = (made.preset, first, made.data) == (committed.preset, committed.domains, committed.data)
     return same and set(committed.seeds) <= set(made.seeds) and not changed_extra(made, committed)
 
 def changed_extra(

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['INTERACTIVE', 'PARAMETERS', 'OPTIONAL', 'MEASURES', 'check_parameters', 'coerce_parameter', 'TableSettings',
-           'TableRuns', 'Table', 'open_table', 'table_of', 'collect_runs', 'mean_and_std', 'measured_values',
-           'published_order', 'tabulate_runs', 'draw_seeds', 'compare_map', 'in_words', 'differences_to_full',
-           'add_differences', 'method_rows', 'outside_rows', 'training_inputs', 'describe_rows', 'budget_in_words',
-           'Evaluation', 'plain_run', 'rank_again', 'evaluate_again', 'rows_of_direction', 'place_of_full',
-           'share_in_words', 'rank_in_words', 'standing_in_words', 'evidence_in_words', 'one_direction', 'both_counts',
-           'images_per_pair', 'explain_total', 'started_from', 'all_runs', 'time_in_words', 'session_rows',
-           'provenance_table', 'write_report', 'to_markdown']
+           'TableRuns', 'Table', 'open_table', 'transfers_of', 'target_roots', 'table_of', 'collect_runs',
+           'mean_and_std', 'measured_values', 'published_order', 'tabulate_runs', 'draw_seeds', 'compare_map',
+           'in_words', 'differences_to_full', 'add_differences', 'method_rows', 'outside_rows', 'training_inputs',
+           'describe_rows', 'budget_in_words', 'Evaluation', 'plain_run', 'rank_again', 'evaluate_again',
+           'rows_of_direction', 'place_of_full', 'share_in_words', 'rank_in_words', 'standing_in_words',
+           'evidence_in_words', 'one_direction', 'both_counts', 'images_per_pair', 'explain_total', 'started_from',
+           'all_runs', 'time_in_words', 'session_rows', 'provenance_table', 'write_report', 'to_markdown']
 
 # %% ../../nbs/experiments/30_tables.ipynb #cb27accf
 import itertools, tempfile, time
@@ -97,9 +97,11 @@ class TableSettings:
     @property
     def made(self) -> ReportSetting:
         "What a report of this table is made with."
-        source, target = self.directions[0]
-        named = run_path(RunConfig(self.preset, source, target, "direct"), self.roots, self.store).name
-        return ReportSetting(self.preset, self.seeds, [source, target], named.partition("-")[2], self.extra)
+        source, domains = self.directions[0][0], list(dict.fromkeys(d for pair in self.directions for d in pair))
+        named = [run_path(RunConfig(self.preset, source, target, "direct"), self.roots, self.store).name
+                 for target in domains[1:]]
+        data = "-".join(dict.fromkeys(filter(None, (name.partition("-")[2] for name in named))))
+        return ReportSetting(self.preset, self.seeds, domains, data, self.extra)
 
 # %% ../../nbs/experiments/30_tables.ipynb #f676d5db
 class TableRuns(TableSettings):
@@ -157,15 +159,35 @@ def open_table(
     if p.get("plugins"): load_plugins(p["plugins"])
     return table_of(p, {name: p[name] for name in more})
 
+# %% ../../nbs/experiments/30_tables.ipynb #27c0e80d
+def transfers_of(
+    source: str, # first domain
+    targets: list, # second domain, and further ones
+) -> list: # of (source, target)
+    "Both directions between the first two domains, and from both to each further one."
+    first, *further = targets
+    return [(source, first), (first, source), *((start, t) for t in further for start in (source, first))]
+
+def target_roots(
+    targets: list, # names
+    text: str, # folders in the same order, separated by commas; empty: embedded networks
+) -> list: # of (name, folder)
+    "The folder of each target. Raises `ConfigError` for another number of folders."
+    folders = text.split(",") if len(targets) > 1 and text else [text]*(1 if text else len(targets))
+    if len(folders) != len(targets):
+        raise ConfigError(f"target_root={text!r} names {len(folders)} folders for {len(targets)} targets; give one for "
+                          "each, with nothing between two commas for an embedded network")
+    return list(zip(targets, folders))
+
 # %% ../../nbs/experiments/30_tables.ipynb #2d6bb397
 def table_of(
     p: dict, # checked parameters: `PARAMETERS` and perhaps `OPTIONAL`
     extra: dict, # parameters of this notebook alone
 ) -> Table:
     "The table of checked parameters. Under `nbdev_test`: the tiny preset and temporary folders."
-    given = ((p["source"], p["source_root"]), (p["target"], p["target_root"]), ("weights", p["weights"]))
-    roots = {name: root for name, root in given if root}
-    directions = [(p["source"], p["target"]), (p["target"], p["source"])]
+    targets = p["target"].split(",")
+    given = ((p["source"], p["source_root"]), *target_roots(targets, p["target_root"]), ("weights", p["weights"]))
+    roots, directions = {name: root for name, root in given if root}, transfers_of(p["source"], targets)
     preset, store, reports, records = p["preset"], store_root(), project_root()/"reports", p.get("records", False)
     if in_test():
         folder = Path(tempfile.mkdtemp(prefix="upl_reid_"))
@@ -220,9 +242,10 @@ def measured_values(
 
 def published_order(
     directions: list, # of (source, target)
-) -> list: # of 0: Market→Duke and 1: Duke→Market
+) -> list: # of 0: Market→Duke, 1: Duke→Market and None: not published
     "The published direction beside each of ours: the same one for the paper's data sets, else the paper's order."
-    return [1, 0] if directions[0][0] == "dukemtmc" or directions[0][1] == "market1501" else [0, 1]
+    turned = directions[0][0] == "dukemtmc" or directions[0][1] == "market1501"
+    return [1, 0, *[None]*(len(directions) - 2)] if turned else [0, 1, *[None]*(len(directions) - 2)]
 
 # %% ../../nbs/experiments/30_tables.ipynb #b01fec5f
 def tabulate_runs(
