@@ -6,9 +6,10 @@ import sys
 STAGES = {"packages": "import upl_reid.evaluation, upl_reid.components, upl_reid.deployment",
           "gallery": "from upl_reid.deployment import Gallery, Hits",
           "evaluation": "from upl_reid.evaluation import evaluate_retrieval, rerank",
-          "components": "from upl_reid.components import jaccard_distance, supervised_contrastive"}
+          "components": "from upl_reid.components import jaccard_distance, supervised_contrastive",
+          "networks and clusters": "from upl_reid.components import build_encoder, camera_dbscan, fit_mixture"}
 # modules that each stage adds to those before
-MOST = {"packages": 15, "gallery": 60, "evaluation": 300, "components": 60}
+MOST = {"packages": 15, "gallery": 60, "evaluation": 300, "components": 60, "networks and clusters": 120}
 SLOW = {"pandas", "faiss", "sklearn", "timm", "torchvision", "kornia", "matplotlib", "joblib", "accelerate", "IPython"}
 
 def test_imports_load_little_beside_torch():

@@ -11,7 +11,6 @@ __all__ = ['relabel_consecutive', 'check_dbscan', 'pairs_within', 'dbscan', 'kme
 import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
-from sklearn.cluster import KMeans
 import torch
 
 from .neighbours import finite_rows, jaccard_distance, unit_rows
@@ -84,6 +83,7 @@ def kmeans_labels(
     if k < 1: raise ConfigError(f"k={k}: k-means needs at least one cluster")
     x = to_numpy(finite_rows(features)).astype(np.float64)
     if k > len(x): raise DataError(f"k={k} clusters for {len(x)} images; lower k to at most one cluster per image")
+    from sklearn.cluster import KMeans                      # loaded here: importing scikit-learn takes seconds
     k = min(k, len(np.unique(x, axis=0)))
     found = KMeans(k, init="k-means++", n_init=1, random_state=seed % 2**32).fit(x)
     return match_type(relabel_consecutive(found.labels_), features)

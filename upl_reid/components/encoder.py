@@ -15,9 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import timm
-from timm.layers import resample_abs_pos_embed
-from timm.models.vision_transformer import Block
 import torch
 from torch import nn
 import torch.nn.functional as F
@@ -73,6 +70,7 @@ class StemViT(nn.Module):
         size: tuple, # (height, width) of the images, pixels; fixes the number of tokens
     ):
         super().__init__()
+        from timm.models.vision_transformer import Block     # loaded here: importing timm takes seconds
         self.grid, self.width = token_grid(shape, size), shape.width
         self.stem = conv_stem(shape)
         self.embed = nn.Conv2d(shape.stem[-1], shape.width, shape.patch, shape.patch)
@@ -213,6 +211,7 @@ def load_deit(
     """Copy a DeiT checkpoint's blocks, norm and resampled position embedding into a stemmed body (section 3.3).
 
     Raises `DataError` if they do not fit."""
+    from timm.layers import resample_abs_pos_embed
     own = body.state_dict()
     names = {k for k in (*own, *state) if k.startswith(("blocks.", "norm."))}
     wrong, patches = sorted(misfits(own, state, names)), patch_positions(state.get("pos_embed"), body.width)
@@ -248,6 +247,7 @@ def pretrained_state(
     name: str, # a name of `SHAPES` or of a timm model, which may end in "_ibn_a"
 ) -> dict: # name -> tensor
     "ImageNet weights through timm. Raises `ConfigError` if they do not exist or can be neither found nor downloaded."
+    import timm
     stock = DEIT.get(name, name.removesuffix(IBN_A))
     remedy = "pass weights=<local file>, or weights='none' to start from random values"
     if stock is None: raise ConfigError(f"no ImageNet weights for {name}, whose size is our own; {remedy}")
@@ -279,6 +279,7 @@ def build_body(
 ) -> nn.Module: # (B, 3, H, W) -> (B, width)
     "A network without projection and neck, with random values. Raises `ConfigError` for a bad name or size."
     if name in SHAPES: return StemViT(SHAPES[name], size)
+    import timm
     stock, advice = name.removesuffix(IBN_A), f"use one of {', '.join(SHAPES)} or "
     if not timm.is_model(stock): raise ConfigError(f"no backbone {name!r}: {advice}a timm model name such as resnet50")
     body: Any = timm.create_model(stock, pretrained=False, num_classes=0)

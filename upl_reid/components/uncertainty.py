@@ -12,7 +12,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.cluster import KMeans
 import torch
 
 from .neighbours import unit_rows
@@ -151,6 +150,7 @@ def fit_components(
     x = to_numpy(points)
     if not np.isfinite(x).all():
         raise DataError("the points to fit hold NaN or infinity; lower the learning rate if training diverged")
+    from sklearn.cluster import KMeans                      # loaded here: importing scikit-learn takes seconds
     found = KMeans(min(n_components, len(np.unique(x, axis=0))), n_init=1, random_state=seed).fit_predict(x)
     return fit_mixture(points, found, covariance, reg_covar, max_iter)
 
