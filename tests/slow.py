@@ -40,6 +40,7 @@ SLOW = {
     "methods/test_cgc.py": """
         test_resumes_to_the_same_bits test_going_on_inside_a_round_restores_the_memory
         test_unsupervised_runs_start_from_weights_that_no_person_has_touched""",
+    "methods/test_cluster_contrast.py": "test_it_is_cgc_without_its_additions test_resumes_to_the_same_bits",
     "methods/test_example_neighbour_votes.py": "test_a_copy_of_the_notebook_is_a_method_with_a_row",
     "methods/test_inclr.py": "test_resumes_to_the_same_bits test_a_finished_run_loads_with_its_kappa",
     "methods/test_mmt.py": "test_resumes_to_the_same_bits test_the_twin_is_pretrained_from_another_seed",
@@ -47,6 +48,9 @@ SLOW = {
         test_going_on_is_bit_identical test_the_encoder_stands_still_and_then_moves
         test_old_momentum_does_not_move_a_frozen_encoder""",
     "methods/test_p2lr.py": "test_resumes_to_the_same_bits test_using_all_images_is_mutual_mean_teaching",
+    "methods/test_varied_light.py": """
+        test_only_training_images_change test_without_strength_it_is_the_baseline test_resumes_to_the_same_bits
+        test_it_stands_before_another_method""",
     "training/test_distributed.py": "test_several_processes_give_the_losses_of_one",
     "training/test_loop.py": """
         test_going_on_from_any_epoch_is_bit_identical test_two_seeds_differ_and_one_seed_does_not""",

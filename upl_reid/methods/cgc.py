@@ -249,12 +249,18 @@ class OnMemory(MemoryRounds):
         "Cosines to the memory over the temperature (Eq. 2, 10)."
         return self.memory(features)
 
+    def moved(self,
+        batch: Batch, # of this step
+    ) -> Tensor: # (B,) -1: moves none
+        "The row of the memory that each image moves."
+        return self.rows[batch.index]
+
     def after_step(self,
         batch: Batch, # of this step
     ):
         "Update the EMA and the memory (Eq. 3)."
         super().after_step(batch)
-        self.memory.update(self.seen, self.rows[batch.index])
+        self.memory.update(self.seen, self.moved(batch))
 
 # %% ../../nbs/methods/cgc.ipynb #482284f5
 class CGCClusters(OnMemory):
