@@ -16,7 +16,7 @@ from upl_reid.methods.baseline import GlobalDBSCAN
 from upl_reid.methods.cgc import CGC
 from upl_reid.methods.varied_light import DBSCANInVariedLight, VariedLight, change_light, light_factors, vary_light
 from upl_reid.training.loop import adapt
-from upl_reid.training.method import Budget
+from upl_reid.training.method import Batch, Budget
 
 SIZE = (48, 24)
 BUDGET = Budget(2, 4, identities=6, lr=1e-3, stem_lr_factor=1., cluster_every=1, warmup=0)
@@ -99,6 +99,22 @@ def test_it_stands_before_another_method(world):
     class Mine(VariedLight, CGC): "CGC under varied light."
     assert {"gain", "gamma", "share", "beta", "center"} <= set(Mine.arguments())
     assert np.isfinite(trained(Mine, world)[1][-1]["loss"])
+
+
+def test_the_meta_step_sees_the_images_of_the_gradients():
+    seen = []
+    class Watch(GlobalDBSCAN):
+        "Notes the images that each hook is given."
+        def features(self, batch): seen.append(batch.images); return super().features(batch)
+        def before_update(self, batch): seen.append(batch.images)
+    class Mine(VariedLight, Watch): "Both hooks under varied light."
+    images = torch.rand(6, 3, 1, 3)
+    none = torch.zeros(6, dtype=torch.int64)
+    batch = Batch(images, none, none, none, torch.ones(6, 1), torch.ones(6), 7, 0, 1e-3)
+    method = Mine(Linear(4, 3).float())
+    method.features(batch)
+    method.before_update(batch)
+    assert torch.equal(seen[0], seen[1]) and not torch.allclose(seen[0], images)
 
 
 @pytest.mark.parametrize("how", [dict(gain=-.1), dict(gamma=-1.), dict(share=1.5), dict(share=float("nan"))])
