@@ -150,6 +150,21 @@ def test_folders_of_real_domains():
     assert open_table({**GIVEN, "weights": "w.pth"}, set()).roots == {"weights": "w.pth"}
 
 
+def test_further_targets():
+    more = {**GIVEN, "target": "b,c"}
+    table = open_table(dict(more), set())
+    assert table.directions == [("a", "b"), ("b", "a"), ("a", "c"), ("b", "c")] and table.roots == {}
+    assert open_table({**more, "target_root": "/b,/c"}, set()).roots == {"b": "/b", "c": "/c"}
+    assert open_table({**more, "target_root": ",/c"}, set()).roots == {"c": "/c"}
+    assert open_table({**GIVEN, "target_root": "/x,y"}, set()).roots == {"b": "/x,y"}
+    with pytest.raises(ConfigError, match="1 folders for 2 targets"): open_table({**more, "target_root": "/b"}, set())
+
+
+def test_a_report_names_all_its_domains():
+    four = open_table({**GIVEN, "source": "plaza", "target": "campus,station"}, set())
+    assert four.made.domains == ["plaza", "campus", "station"] and four.made.data == ""
+
+
 def test_collect_keeps_rows_directions_and_seeds_apart(tmp_path):
     directions = [("plaza", "campus"), ("campus", "plaza")]
     got = collect_runs({"direct transfer": ("direct", {})}, directions, [0, 1], "tiny", device="cpu", store=tmp_path,

@@ -171,9 +171,10 @@ def transfers_of(
 def target_roots(
     targets: list, # names
     text: str, # folders in the same order, separated by commas; empty: embedded networks
-) -> list: # of (name, folder)
+) -> list: # of (name, folder); nothing for embedded networks
     "The folder of each target. Raises `ConfigError` for another number of folders."
-    folders = text.split(",") if len(targets) > 1 and text else [text]*(1 if text else len(targets))
+    if not text: return []
+    folders = text.split(",") if len(targets) > 1 else [text]
     if len(folders) != len(targets):
         raise ConfigError(f"target_root={text!r} names {len(folders)} folders for {len(targets)} targets; give one for "
                           "each, with nothing between two commas for an embedded network")

@@ -204,6 +204,12 @@ class MemoryState(Method):
         "A new memory."
         self.memory = ClusterMemory(centroids, self.memory_momentum, 1/self.scale)
 
+    def moved(self,
+        batch: Batch, # of this step
+    ) -> Tensor: # (B,) -1: moves none
+        "The row of the memory that each image moves."
+        return self.rows[batch.index]
+
 # %% ../../nbs/methods/cgc.ipynb #b63264e4
 class MemoryRounds(MemoryState):
     "The memory of a round, made anew or restored."
@@ -248,12 +254,6 @@ class OnMemory(MemoryRounds):
     ) -> Tensor: # (B, R)
         "Cosines to the memory over the temperature (Eq. 2, 10)."
         return self.memory(features)
-
-    def moved(self,
-        batch: Batch, # of this step
-    ) -> Tensor: # (B,) -1: moves none
-        "The row of the memory that each image moves."
-        return self.rows[batch.index]
 
     def after_step(self,
         batch: Batch, # of this step
