@@ -17,7 +17,8 @@ from upl_reid.core import read_tensors, write_tensors
 from upl_reid.training.method import PseudoLabels
 
 CPU = torch.device("cpu")
-NAMES = ["upl", "upl_global", "hybrid", "dbscan", "mmt", "p2lr", "inclr", "cgc", "mspl", "votes"]
+NAMES = ["upl", "upl_global", "hybrid", "dbscan", "mmt", "p2lr", "inclr", "cgc", "mspl", "votes",
+         "cluster_contrast", "varied_light", "varied_light_upl"]
 
 
 @pytest.fixture(scope="module")

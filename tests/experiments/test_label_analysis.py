@@ -19,7 +19,7 @@ from upl_reid.experiments.label_analysis import (
     FEWEST, QUALITY, choose_queries, correlation_table, correlation_in_words, entropy_scores, finished_runs,
     label_agreement, most_seen, normalised_entropy, preview_figure, quality_frame, quality_table, relabel_round,
     shown_rounds, spaced_rounds, top_matches, true_label_scores)
-from upl_reid.methods.upl import hybrid_labels
+from upl_reid.methods.upl import mixture_labels, two_stage_clusters
 from upl_reid.evaluation.retrieval import evaluate_retrieval
 from upl_reid.experiments.runs import Run
 from upl_reid.experiments.config import RunConfig
@@ -252,11 +252,12 @@ def people_in_cameras():
 
 def test_a_round_is_labelled_again_with_the_runs_own_arguments(tmp_path):
     x, cam = people_in_cameras()
-    run = Run(RunConfig("tiny", "plaza", "campus", "upl", {"labels": {"threshold": .2, "alpha": 2.}}), tmp_path)
+    run = Run(RunConfig("tiny", "plaza", "campus", "upl", {"labels": {"center": False, "alpha": 2.}}), tmp_path)
+    groups = two_stage_clusters(x, cam)
     cam_only_read = cam.numpy().copy(); cam_only_read.flags.writeable = False
-    for changed in ({}, {"temperature": None}, {"threshold": .9}):
-        again = relabel_round(run, x, cam_only_read, **changed)
-        meant = hybrid_labels(x, cam, **{**dict(threshold=.2, alpha=2.), **changed})
+    for changed in ({}, {"temperature": None}, {"alpha": None}):
+        again = relabel_round(run, x, cam_only_read, groups, **changed)
+        meant = mixture_labels(x, cam, groups, **{**dict(center=False, alpha=2.), **changed})
         assert torch.equal(again.hard, meant.hard) and torch.allclose(again.soft, meant.soft, atol=1e-5)
         assert torch.allclose(again.weight, meant.weight, atol=1e-5)
 
@@ -265,7 +266,13 @@ def test_a_round_is_labelled_again_with_the_runs_own_arguments(tmp_path):
 def test_other_labels_cannot_be_made_again(method, tmp_path):
     x, cam = people_in_cameras()
     run = Run(RunConfig("tiny", "plaza", "campus", method), tmp_path)
-    with pytest.raises(ConfigError, match=method): relabel_round(run, x, cam)
+    with pytest.raises(ConfigError, match=method): relabel_round(run, x, cam, cam)
+
+
+def test_a_mixture_that_makes_the_hard_labels_cannot_be_made_again(tmp_path):
+    x, cam = people_in_cameras()
+    run = Run(RunConfig("tiny", "plaza", "campus", "upl", {"labels": {"components": 5}}), tmp_path)
+    with pytest.raises(ConfigError, match="components=5"): relabel_round(run, x, cam, cam)
 
 
 # ---- whom and what to show

@@ -23,7 +23,7 @@ from upl_reid.experiments.config import RunConfig
 from upl_reid.experiments.runs import get_run, pretraining_configs
 from upl_reid.core import read_tensors
 from upl_reid.data.synthetic import write_domain
-from upl_reid.training.method import Batch, Budget, PseudoLabels
+from upl_reid.training.method import Batch, Budget
 from upl_reid.training.loop import adapt
 
 SIZE = (48, 24)
@@ -298,8 +298,7 @@ def test_clusters_of_one_image_are_noise(monkeypatch):
     found = pid.clone()
     found[found == 1] = -1
     found[20] = 1                                                      # the only one of cluster 1
-    monkeypatch.setattr(cgc, "global_labels", lambda *a,
-                        **k: PseudoLabels(found, None, torch.ones(len(x)), torch.eye(4)))
+    monkeypatch.setattr(CGC, "find_clusters", lambda *a: found)
     labels = CGC(Linear(0, 4)).relabel(x, cam, 0)
     assert labels.hard[20] == -1 and labels.weight[20] == 0 and labels.hard.max() == 2 and len(labels.centroids) == 3
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 from small import Linear
 from upl_reid.components.encoder import build_encoder
@@ -115,6 +115,7 @@ def test_schedule_is_equation_10():
             assert selected_fraction(t, 8, .2, h) == pytest.approx(.2 + log(1 + (exp(h*.8) - 1)*t/7)/h, abs=1e-12)
 
 
+@example(3, 0., 5e-324)
 @given(st.integers(1, 300), st.floats(0, 1), st.floats(0, 500))
 def test_schedule_rises_from_p0_to_exactly_one(steps, p0, h):
     p = selected_fraction(np.arange(steps), steps, p0, h)

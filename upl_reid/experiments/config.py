@@ -52,7 +52,7 @@ PRESETS = {
                    dict(plaza=(150, 100, 6), campus=(150, 100, 8), station=(300, 120, 12)),
                    Budget(22, 40, identities=12, lr=2e-3, stem_lr_factor=1.),
                    Budget(16, 36, identities=12, lr=1e-3, stem_lr_factor=1.), .99, 1, workers=True,
-                   longer=dict(station=Budget(24, 72, identities=12, lr=1e-3, stem_lr_factor=1.)))}
+                   longer=dict(station=Budget(16, 72, identities=12, lr=1e-3, stem_lr_factor=1.)))}
 
 # %% ../../nbs/experiments/00_config.ipynb #4346adc4
 PRESETS |= {

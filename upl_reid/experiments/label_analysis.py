@@ -32,7 +32,7 @@ from .config import RunConfig
 from .records import archived_config, ArchivedRun, read_archive
 from .runs import Run
 from .tables import mean_and_std
-from ..methods.upl import hybrid_labels, HybridLabels
+from ..methods.upl import HybridLabels, MIXTURE, mixture_labels
 from ..training.method import METHODS, PseudoLabels
 
 # %% ../../nbs/experiments/50_label_analysis.ipynb #808e7cfb
@@ -244,15 +244,20 @@ def relabel_round(
     run: Run, # of a method with hybrid labels
     features: torch.Tensor, # (N, d) of one of its rounds, any precision
     camids: np.ndarray, # (N,)
-    **changed, # arguments of `hybrid_labels` to change, such as temperature=None
+    groups: torch.Tensor, # (N,) hard labels of the round, -1: noise
+    **changed, # arguments of `mixture_labels` to change, such as temperature=None
 ) -> PseudoLabels:
-    """Label a saved round again with the run's own arguments, or with some of them changed.
+    """The soft labels of a saved round again, with the run's own arguments or with some of them changed.
 
-    Raises `ConfigError` for a method without hybrid labels."""
+    Raises `ConfigError` for a method without hybrid labels, and for one whose mixture makes the hard labels."""
     if not issubclass(METHODS[run.config.method], HybridLabels) or "labels" not in run.config.arguments:
         raise ConfigError(f"method {run.config.method!r} does not use hybrid labels; take a run of 'upl' or 'hybrid'")
-    arguments = {**run.config.arguments["labels"], **changed}
-    return hybrid_labels(F.normalize(features.float(), dim=1), torch.tensor(np.asarray(camids)), **arguments)
+    own = run.config.arguments["labels"]
+    if own["components"] is not None:
+        raise ConfigError(f"components={own['components']}: the groups that the mixture began with are not saved")
+    arguments = {**{k: own[k] for k in ("center", *MIXTURE)}, **changed}
+    x = F.normalize(features.float(), dim=1)
+    return mixture_labels(x, torch.tensor(np.asarray(camids)), groups, **arguments)
 
 # %% ../../nbs/experiments/50_label_analysis.ipynb #89972c6f
 def entropy_scores(

@@ -25,7 +25,7 @@ from ..components.neighbours import finite_rows, unit_rows
 from ..core import ConfigError, DataError, match_type, to_numpy
 from ..components.losses import soft_cross_entropy
 from ..components.memory import ClusterMemory
-from .baseline import global_labels
+from .baseline import DBSCANNumbers
 from ..training.method import Batch, Budget, Method, PseudoLabels, register
 
 # %% ../../nbs/methods/cgc.ipynb #777ffafd
@@ -263,26 +263,21 @@ class OnMemory(MemoryRounds):
         self.memory.update(self.seen, self.moved(batch))
 
 # %% ../../nbs/methods/cgc.ipynb #482284f5
-class CGCClusters(OnMemory):
+class CGCClusters(DBSCANNumbers, OnMemory):
     "DBSCAN over all cameras, without clusters of one image."
     def __init__(self,
         encoder: Encoder, # pretrained on the source, or, unsupervised, not at all
         center: bool = False, # subtract each camera's mean before clustering
-        k1: int = 20, # of the Jaccard distance; at most the images of an identity
-        k2: int = 6, # of the Jaccard distance
-        eps: float = 0.5, # DBSCAN's radius
-        min_samples: int = 4, # DBSCAN's density
-        **kwargs, # of `OnMemory` and `Method`
+        **kwargs, # of `DBSCANNumbers`, `OnMemory` and `Method`
     ):
-        super().__init__(encoder, **kwargs)
-        self.label_args = dict(center=center, k1=k1, k2=k2, eps=eps, min_samples=min_samples)
+        super().__init__(encoder, center=center, **kwargs)
 
     def cluster(self,
         features: Tensor, # (N, d) unit length
         camids: Tensor, # (N,)
     ) -> Tensor: # (N,) int64, -1: noise
         "Clusters of two images or more."
-        found = global_labels(features, camids, **self.label_args).hard
+        found = self.find_clusters(features, camids)
         alone = torch.bincount(found + 1)[found + 1] == 1
         return relabel_consecutive(found.masked_fill(alone, -1))
 

@@ -10,7 +10,6 @@ __all__ = ['TABLE_3', 'check_kappa', 'joint_distance', 'join_parts', 'split_part
 
 # %% ../../nbs/methods/inclr.ipynb #ddc6e807
 import copy, math
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from ..components.encoder import Encoder, map_and_output, low_precision
 from ..components.clustering import relabel_consecutive
 from ..core import ConfigError, DataError, match_type, to_numpy
 from ..components.losses import soft_cross_entropy, softmax_triplet
-from .baseline import global_clusters, hard_pseudo_labels
+from .baseline import DBSCANNumbers, hard_pseudo_labels
 from .mmt import MMT, Pair
 from ..training.method import Batch, PseudoLabels, register, check_arguments
 from ..components.uncertainty import centroid_log_probabilities
@@ -214,20 +213,15 @@ def check_inclr(
     inaccuracy(torch.eye(2), torch.eye(2), torch.eye(2), temperature)
 
 # %% ../../nbs/methods/inclr.ipynb #d3c79c47
-class INCLRClusters(MMT):
+class INCLRClusters(DBSCANNumbers, MMT):
     "Arguments of DBSCAN, the same in both spaces."
     def __init__(self,
         encoder: nn.Module, # global and part features
         twin: nn.Module, # global and part features, pretrained from another seed
-        k1: int = 20, # of the Jaccard distance; at most the images of an identity
-        k2: int = 6, # of the Jaccard distance
-        eps: float = 0.5, # DBSCAN's radius, in both spaces
-        min_samples: int = 4, # DBSCAN's density, and smallest agreement of both spaces
-        **kwargs, # of `MMT` and `Method`
+        center: bool = False, # subtract each camera's mean before clustering
+        **kwargs, # of `DBSCANNumbers`, `MMT` and `Method`
     ):
-        super().__init__(encoder, twin, **kwargs)
-        self.min_samples = min_samples
-        self.label_args: dict[str, Any] = dict(center=self.center, k1=k1, k2=k2, eps=eps, min_samples=min_samples)
+        super().__init__(encoder, twin, center=center, **kwargs)
 
 # %% ../../nbs/methods/inclr.ipynb #8adc6cd4
 class INCLRState(INCLRClusters):
@@ -278,10 +272,11 @@ class INCLRLabels(INCLRArguments):
     ) -> PseudoLabels: # with centroids (K, 4 d)
         "DBSCAN in both spaces and their mutual refinement. Raises `DataError` if fewer than two clusters are left."
         spaces = split_parts(features)
-        labels = global_clusters(spaces[0], camids, **self.label_args)
+        labels = self.find_clusters(spaces[0], camids)
         if self.lgmr:
-            parts = global_clusters(torch.cat(list(spaces[1:]), 1), camids, **self.label_args)
-            labels = check_refined(mutual_refinement(labels, parts, self.min_samples), labels, parts)
+            parts = self.find_clusters(torch.cat(list(spaces[1:]), 1), camids)
+            smallest = self.scales[int(self.chosen)]["min_samples"]
+            labels = check_refined(mutual_refinement(labels, parts, smallest), labels, parts)
         return hard_pseudo_labels(join_parts(spaces, self.encoder.first.kappa), labels)
 
     def start_round(self,

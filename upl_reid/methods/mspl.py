@@ -9,6 +9,7 @@ __all__ = ['TABLE3', 'TABLE4', 'camera_normalize', 'number_of_clusters', 'select
 
 # %% ../../nbs/methods/mspl.ipynb #6c8d0e10
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from ..components.clustering import camera_center, check_camids, dbscan, kmeans_
 from ..components.neighbours import finite_rows, jaccard_distance
 from ..core import ConfigError, DataError, match_type, to_numpy
 from ..components.losses import center_loss, updated_centers, weighted_triplet
-from .baseline import hard_pseudo_labels
+from .baseline import ChosenClustering, hard_pseudo_labels, possible_scales
 from ..training.method import Batch, Budget, Method, PseudoLabels, register
 
 # %% ../../nbs/methods/mspl.ipynb #3a96e672
@@ -220,7 +221,7 @@ def check_mspl(
                           "at least one image")
 
 # %% ../../nbs/methods/mspl.ipynb #f3d9e0f8
-class MSPLClusters(FrozenStart):
+class MSPLClusters(ChosenClustering, FrozenStart):
     "Arguments of the clustering. Raises `ConfigError` for arguments that contradict each other."
     def __init__(self,
         encoder: Encoder, # pretrained on the source
@@ -229,10 +230,10 @@ class MSPLClusters(FrozenStart):
         center: bool = False, # subtract each camera's mean instead
         select: bool = True, # cluster selection (Table 3)
         min_size: int = 4, # images that a selected cluster has at least
-        k1: int = 20, # of the Jaccard distance; at most the images of an identity
-        k2: int = 6, # of the Jaccard distance
+        k1: int | None = None, # of the Jaccard distance: about the images of a person; None: chosen from the data
+        k2: int | None = None, # of the Jaccard distance; None: goes with k1
         eps: float = 0.5, # DBSCAN's radius
-        min_samples: int = 4, # DBSCAN's density
+        min_samples: int | None = None, # DBSCAN's density; None: goes with k1
         per_cluster: int = 15, # images a cluster, for k-means (Eq. 1)
         **kwargs, # of `FrozenStart` and `Method`
     ):
@@ -241,7 +242,8 @@ class MSPLClusters(FrozenStart):
         check_mspl({}, 0., min_size)
         self.label_args: dict[str, Any] = dict(
             clusters=clusters, normalize=normalize, center=center, select=select, min_size=min_size,
-            k1=k1, k2=k2, eps=eps, min_samples=min_samples, per_cluster=per_cluster)
+            eps=eps, per_cluster=per_cluster)
+        self.scales = possible_scales(k1, k2, min_samples)[:1 if clusters == "kmeans" else None]
 
 # %% ../../nbs/methods/mspl.ipynb #00654f60
 class MSPLState(MSPLClusters):
@@ -280,7 +282,8 @@ class MSPLLabels(MSPLState):
     ) -> PseudoLabels:
         "New clusters; those of the first round again without progressive learning."
         if round and not self.progressive: return hard_pseudo_labels(features, self.hard)
-        kept = refined_clusters(features, camids, seed=round, **self.label_args)
+        ways = [partial(refined_clusters, seed=round, **self.label_args, **scale) for scale in self.scales]
+        kept = self.choose(ways, features, camids)(features, camids)
         if round: self.agreement.fill_(label_agreement(self.hard, kept))
         return hard_pseudo_labels(features, kept)
 

@@ -74,7 +74,7 @@ def selected_fraction(
     if not (0 <= p0 <= 1 and 0 <= h <= 500):
         raise ConfigError(f"p0={p0}, h={h}: p0 is a share from 0 to 1, h lies between 0 and 500")
     x = np.minimum(t/(steps - 1), 1) if steps > 1 else np.ones_like(t)
-    grown = np.log1p(np.expm1(h*(1 - p0))*x)/h if h > 0 else (1 - p0)*x
+    grown = np.log1p(np.expm1(h*(1 - p0))*x)/h if h > 1e-9 else (1 - p0)*x  # below, products underflow
     p = np.where(x < 1, np.minimum(p0 + grown, 1), 1.)
     return match_type(p, step) if isinstance(step, (np.ndarray, Tensor)) else float(p)
 
