@@ -9,6 +9,7 @@ from torch import nn
 from small import people_in_cameras
 from upl_reid.components.encoder import build_encoder
 from upl_reid.core import ConfigError, DataError, seed_for
+from upl_reid.methods import upl
 from upl_reid.methods.baseline import GlobalDBSCAN, hard_pseudo_labels
 from upl_reid.methods.upl import (GlobalUPL, HybridLabels, UPL, Settings, held_out_loss, hybrid_labels,
                                   loss_weight_gradient, mixup_loss, weigh_labels)
@@ -131,6 +132,45 @@ def test_mixup_loss_is_its_definition():
         neg = [np.sqrt(((mixed - f[m])**2).sum()) for m in range(len(f)) if hard[m] != label]
         if pos and neg: triplet += (a + b)*max(0, max(pos) - min(neg) + .3); anchors += a + b
     assert got.item() == pytest.approx(ce/total + triplet/anchors, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["memory", "all"])
+def test_partners_come_from_the_memory_or_from_all_images(kind, monkeypatch):
+    """The pool, image by image, and the loss on pairs that a plain search for neighbours finds in it."""
+    method, batch = step(partners=kind)
+    if kind == "all":
+        method.round_features = F.normalize(torch.randn(40, 8, dtype=torch.float64,
+                                                        generator=torch.Generator().manual_seed(3)), dim=1)
+        vectors, index = method.round_features, list(range(40))
+    else: vectors, index = method.memory.features[:20], list(range(20))
+    with torch.no_grad(): f = method.encoder(batch.images)
+    pool, seed = method.partners(), seed_for(7, "partner")
+    assert pool.index.tolist() == index and torch.equal(pool.features, vectors)
+    for got, held in ((pool.soft, method.labels.soft), (pool.weight, method.labels.weight)):
+        assert torch.equal(got, held[:len(index)])
+    pick = np.random.default_rng(seed).integers(5, size=(len(f), 1))[:, 0]
+    lam = sample_lambda(len(f), .4, seed_for(7, "lambda")).double().tolist()
+    W = [row/np.linalg.norm(row) for row in method.head.detach().numpy()]
+    ce = total = 0.
+    for i in range(len(f)):
+        others = [m for m in range(len(index)) if index[m] != int(batch.index[i])]
+        j = sorted(others, key=lambda m: -float(f[i] @ vectors[m]))[pick[i]]
+        mixed = (lam[i]*f[i] + (1 - lam[i])*vectors[j]).numpy()
+        mixed = mixed/np.sqrt((mixed**2).sum())
+        a, b = lam[i]*float(batch.weight[i]), (1 - lam[i])*float(method.labels.weight[j])
+        target = (a*batch.soft[i] + b*method.labels.soft[j]).numpy()/(a + b)
+        z = np.array([20*(mixed @ c) for c in W])
+        ce -= (a + b)*(target*(z - z.max() - np.log(np.exp(z - z.max()).sum()))).sum(); total += a + b
+    whole = mixup_loss(method, f, batch, 5, .4, "weight", pool=pool)
+    assert method.losses(f, batch)["mix"].item() == pytest.approx(whole.item())
+    assert mixup_loss(method, f, batch, 5, .4, "weight").item() != pytest.approx(whole.item())
+    monkeypatch.setattr(upl, "weighted_triplet", lambda *a, **k: 0.)
+    assert mixup_loss(method, f, batch, 5, .4, "weight", pool=pool).item() == pytest.approx(ce/total, rel=1e-6)
+
+
+def test_partners_must_exist():
+    with pytest.raises(ConfigError, match="'memory' or 'all'"): step(partners="everyone")
+    with pytest.raises(ConfigError, match="moco"): step(partners="memory", moco=False)
 
 
 def test_plain_mixup_is_mixup_of_equally_reliable_images():

@@ -44,8 +44,10 @@ BUDGET = Budget(4, steps=4, identities=6, lr=1e-3, stem_lr_factor=1., cluster_ev
 
 @pytest.mark.parametrize("make", [
     lambda w: fresh(w, meta_every=2), lambda w: fresh(w, meta_every=2, moco=False), lambda w: fresh(w, srmo=False),
-    lambda w: fresh(w, GlobalDBSCAN, k1=8, eps=.6), lambda w: fresh(w, Supervised)],
-    ids=["upl", "upl without memory", "upl without srmo", "dbscan", "oracle"])
+    lambda w: fresh(w, partners="all"), lambda w: fresh(w, partners="memory", meta_every=2),
+    lambda w: fresh(w, GlobalDBSCAN, k1=8, eps=.6), lambda w: fresh(w, GlobalDBSCAN), lambda w: fresh(w, Supervised)],
+    ids=["upl", "upl without memory", "upl without srmo", "partners of all images", "partners of the memory", "dbscan",
+         "dbscan with chosen numbers", "oracle"])
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_going_on_from_any_epoch_is_bit_identical(world, make, stop):
     domain, bank, _ = world

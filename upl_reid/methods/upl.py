@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'MIXTURE', 'check_clusters', 'two_stage_clusters', 'camera_parts', 'mixture_labels', 'weigh_labels',
-           'ways_to_group', 'label_arguments', 'hybrid_labels', 'HybridLabels', 'mixup_loss', 'Settings', 'as_written',
-           'UPLState', 'check_meta', 'UPLMemory', 'UPLLosses', 'loss_weight_gradient', 'held_out_loss', 'UPL',
-           'GlobalUPL']
+           'ways_to_group', 'label_arguments', 'hybrid_labels', 'HybridLabels', 'Partners', 'mixup_loss', 'Settings',
+           'as_written', 'UPLState', 'check_meta', 'check_partners', 'UPLMemory', 'UPLLosses', 'loss_weight_gradient',
+           'held_out_loss', 'UPL', 'GlobalUPL']
 
 # %% ../../nbs/methods/upl.ipynb #1ac4909e
 import inspect
@@ -28,7 +28,7 @@ from ..components.losses import soft_cross_entropy, supervised_contrastive, weig
 from ..components.memory import MemoryBank, cross_camera_info_nce, queue_size
 from .baseline import ChosenClustering, global_clusters, hard_pseudo_labels
 from .baseline import possible_scales
-from ..components.mixup import choose_partners, mix, mixed_weight, sample_lambda
+from ..components.mixup import choose_among, mix, mixed_weight, sample_lambda
 from ..components.srmo import SRMO, meta_gradient
 from ..training.method import Batch, Method, PseudoLabels, register, check_arguments
 from ..components.uncertainty import fit_components, fit_mixture, soft_labels, uncertainty_weight
@@ -173,6 +173,13 @@ class HybridLabels(ChosenClustering):
         camids: Tensor, # (N,)
         round: int, # not used
     ) -> PseudoLabels:
+        "Labels of section 3.4."
+        return self.find_labels(features, camids)
+
+    def find_labels(self,
+        features: Tensor, # (N, d)
+        camids: Tensor, # (N,)
+    ) -> PseudoLabels:
         "Groups, and their mixture's soft labels and weights (section 3.4)."
         how = self.label_args
         ways = ways_to_group(**{k: v for k, v in how.items() if k not in MIXTURE})
@@ -180,6 +187,14 @@ class HybridLabels(ChosenClustering):
         return mixture_labels(features, camids, groups, how["center"], **{k: how[k] for k in MIXTURE})
 
 # %% ../../nbs/methods/upl.ipynb #7bed158a
+@dataclass(frozen=True)
+class Partners:
+    "Images that a batch may be mixed with."
+    features: Tensor # (M, d)
+    index: Tensor    # (M,) positions in the training split
+    soft: Tensor     # (M, K) their labels
+    weight: Tensor   # (M,) of the labels; 0 for noise
+
 def mixup_loss(
     method: Method, # its classifier predicts
     features: Tensor, # (B, d) unit length
@@ -189,13 +204,16 @@ def mixup_loss(
     normalise: str, # "weight" or "count", as in `soft_cross_entropy`
     unit: bool = True, # normalise mixtures to unit length
     weigh: bool = True, # False: plain mixup, in which all images count as equally reliable
+    pool: Partners | None = None, # images to mix with; None: the batch
 ) -> Tensor: # scalar
     "Uncertainty-calibrated mixup: cross-entropy plus triplet on mixed features (Eq. 11)."
-    j = choose_partners(features, neighbours, seed_for(batch.seed, "partner"))
+    pool = pool or Partners(features, batch.index, batch.soft, batch.weight)
+    itself = batch.index[:, None] == pool.index
+    j = choose_among(features, pool.features, itself, neighbours, seed_for(batch.seed, "partner"))
     lam = sample_lambda(len(j), beta, seed_for(batch.seed, "lambda")).to(features.device, non_blocking=True)
-    reliability = batch.weight if weigh else (batch.hard >= 0).to(batch.weight)
-    mixed, soft = mix(features, features[j], batch.soft, batch.soft[j], reliability, reliability[j], lam)
-    weight = mixed_weight(reliability, reliability[j], lam)
+    w_i, w_j = (w if weigh else (w > 0).to(w) for w in (batch.weight, pool.weight[j]))
+    mixed, soft = mix(features, pool.features[j], batch.soft, pool.soft[j], w_i, w_j, lam)
+    weight = mixed_weight(w_i, w_j, lam)
     if unit: mixed = F.normalize(mixed, dim=1)
     hard = soft.argmax(1)
     among: dict[str, Any] = dict(references=features, reference_labels=batch.hard)
@@ -212,6 +230,7 @@ class Settings:
     neighbours: int = 5       # k of mixup's partners
     mix_weight: float = 1.    # factor of the mixup loss
     weigh_mix: bool = True    # use the uncertainty weights in Eq. 11; False: plain mixup
+    partners: str = "batch"   # where mixup's partners come from: the "batch", the "memory" or "all" training images
     unit_mix: bool = True     # normalise mixed features to unit length; Eq. 11 as printed does not
     beta: float = 0.4         # of mixup's Beta distribution
     queue: int = 8192         # largest number of keys in the memory
@@ -242,7 +261,9 @@ class UPLState(HybridLabels):
     Raises `ConfigError` for SRMO without a meta-set or with too small meta batches."""
     needs_meta = True
     meta: Any # (bank, pids, camids), or None
-    memory: MemoryBank | None # None before the first round, and without it
+    memory: Any # a `MemoryBank`; None before the first round, and without it
+    round_features: Any # (N, d) that the round's labels were made from, if mixup's partners are all images
+    labels: PseudoLabels # of this round
 
     def __init__(self,
         encoder: Encoder, # pretrained on the source
@@ -253,7 +274,9 @@ class UPLState(HybridLabels):
         self.settings = s = Settings(**{k: v for k, v in kwargs.items() if k in known})
         super().__init__(encoder, **{k: v for k, v in kwargs.items() if k not in known})
         check_meta(s, meta)
+        check_partners(s)
         self.meta, self.memory = meta, None
+        self.register_buffer("round_features", None)
         names = ("ce", "triplet") + ("mix",)*s.mixup + ("nce",)*s.moco
         sign, raw = s.regulariser, s.raw
         self.srmo = SRMO(names, s.meta_lr, s.meta_beta, s.meta_every, regulariser=sign, raw=raw) if s.srmo else None
@@ -275,14 +298,35 @@ def check_meta(
     if settings.srmo and settings.meta_people < 2:
         raise ConfigError(f"meta_people={settings.meta_people} leaves no second person in a meta batch; use 2 or more")
 
+def check_partners(
+    settings: Settings, # of the method
+):
+    "Raises `ConfigError` for an unknown source of mixup's partners, and for the memory's keys without a memory."
+    if settings.partners not in ("batch", "memory", "all"):
+        raise ConfigError(f"partners={settings.partners!r} is unknown; use 'batch', 'memory' or 'all'")
+    if settings.partners == "memory" and not settings.moco:
+        raise ConfigError("partners='memory' needs moco=True; without a memory use 'batch' or 'all'")
+
 # %% ../../nbs/methods/upl.ipynb #f83ea373
 class UPLMemory(UPLState):
-    "The queue of momentum keys (section 3.6)."
+    "The queue of momentum keys (section 3.6), and where mixup finds partners."
+    def relabel(self,
+        features: Tensor, # (N, d)
+        camids: Tensor, # (N,)
+        round: int, # not used
+    ) -> PseudoLabels:
+        "Labels; the features stay if mixup takes partners among all images."
+        if self.settings.partners == "all": self.round_features = features.detach().clone()
+        return super().relabel(features, camids, round)
+
     def start_round(self,
         labels: PseudoLabels, # of this round
     ):
         "A new classifier; the memory stays, and the labels of its keys are looked up anew."
         super().start_round(labels)
+        self.labels = labels
+        if self.settings.partners == "all" and self.round_features is None:  # a checkpoint's are loaded after this
+            self.register_buffer("round_features", labels.centroids.new_zeros(len(labels.hard), self.encoder.dim))
         if self.settings.moco and self.memory is None:
             size = queue_size(len(labels.hard), self.settings.queue, self.settings.max_queue_share)
             self.memory = MemoryBank(size, self.encoder.dim).to(labels.hard.device)
@@ -293,6 +337,13 @@ class UPLMemory(UPLState):
         "Momentum-encode and enqueue the batch."
         if self.memory is None: return
         with torch.no_grad(): self.memory.enqueue(self.ema(batch.images), batch.index, batch.camids)
+
+    def partners(self) -> Partners | None: # None: the batch
+        "The images that mixup may choose partners among."
+        if self.settings.partners == "batch": return None
+        x, index = self.round_features, torch.arange(len(self.hard), device=self.hard.device)
+        if self.settings.partners == "memory": x, index, _ = self.memory.keys(index)
+        return Partners(x, index, self.labels.rows(index), self.labels.weight[index])
 
 # %% ../../nbs/methods/upl.ipynb #05d9952c
 class UPLLosses(UPLMemory):
@@ -306,11 +357,13 @@ class UPLLosses(UPLMemory):
         out = dict(ce=soft_cross_entropy(self.logits(features), batch.soft, batch.weight, s.normalise),
                    triplet=weighted_triplet(features, hard, batch.weight, normalise=s.normalise))
         if s.mixup:
-            mixed = mixup_loss(self, features, batch, s.neighbours, s.beta, s.normalise, s.unit_mix, s.weigh_mix)
-            out["mix"] = s.mix_weight*mixed
+            how = s.neighbours, s.beta, s.normalise, s.unit_mix, s.weigh_mix, self.partners()
+            out["mix"] = s.mix_weight*mixup_loss(self, features, batch, *how)
         if self.memory is not None:
-            keys, weight = self.memory.keys(self.hard), batch.weight if s.weigh_nce else None
-            out["nce"] = cross_camera_info_nce(features, hard, batch.camids, *keys, s.tau, weight, s.ignore_same_camera)
+            keys, labels, camids = self.memory.keys(self.hard)
+            weight = batch.weight if s.weigh_nce else None
+            out["nce"] = cross_camera_info_nce(features, hard, batch.camids, keys, labels, camids, s.tau, weight,
+                                               s.ignore_same_camera)
         return out
 
 # %% ../../nbs/methods/upl.ipynb #8040adff
@@ -382,10 +435,9 @@ class UPL(UPLLosses):
 @register("upl_global")
 class GlobalUPL(UPL):
     "UPL-ReID without section 3.4: hard labels of one DBSCAN over all cameras, after camera centring."
-    def relabel(self,
+    def find_labels(self,
         features: Tensor, # (N, d)
         camids: Tensor, # (N,)
-        round: int, # not used
     ) -> PseudoLabels:
         "Labels of the baseline."
         ways = [partial(global_clusters, **scale) for scale in possible_scales()]
