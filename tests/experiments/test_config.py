@@ -9,7 +9,8 @@ from upl_reid.experiments.config import PRESETS, RENAMED, RunConfig, stored_name
 from upl_reid.experiments.tables import method_rows
 from upl_reid.methods.upl import UPL
 
-# Written by the flat version of the package (commit c8a1857), before folders and arguments had their present names.
+# Pretraining, direct transfer, the oracle, MMT and P2LR: written by the flat version of the package (commit c8a1857),
+# before folders and arguments had their present names. The others: since DBSCAN's numbers are chosen from the data.
 STORED = json.loads((Path(__file__).parent/"stored_ids.json").read_text())
 
 

@@ -18,7 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "uncertainty": ["entropy", "uncertainty_weight", "Mixture", "to_float64", "log_gaussian", "m_step", "check_fit",
         "fit_mixture", "fit_components", "effective_dimension", "posterior_scale", "soft_labels", "hard_labels",
         "centroid_log_probabilities"],
-    "mixup": ["sample_lambda", "choose_partners", "mixed_weight", "mix"],
+    "mixup": ["sample_lambda", "choose_among", "choose_partners", "mixed_weight", "mix"],
     "memory": ["cross_camera_masks", "check_contrast", "cross_camera_info_nce", "queue_size", "KeyBuffers",
         "MemoryBank", "check_batch", "ClusterMemory", "move_vectors"],
     "losses": ["weighted_mean", "soft_cross_entropy", "hardest_pairs", "pair_distance", "triplet_references",

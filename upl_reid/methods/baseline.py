@@ -76,8 +76,11 @@ class ChosenClustering(Method):
     "One of several ways to cluster: chosen in the first round, then kept."
     chosen: Tensor # (,) position among `ways`, -1 before the first round
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self,
+        *networks: Any, # the encoder, pretrained on the source, and a twin where the method has one
+        **kwargs, # of the other class
+    ):
+        super().__init__(*networks, **kwargs)
         self.register_buffer("chosen", torch.tensor(-1))
 
     def choose(self,
