@@ -78,6 +78,8 @@ def test_the_way_that_finds_people_is_chosen():
     assert best == 2 and found[2] > .5 > found[1] and abs(found[0]) < .2
     assert choose_clustering([half_right, truth], x, cam) == (0, [1., 1.])     # equal: the first
     assert found[2] == view_agreement(one_dbscan(30), x, cam)
+    each = [cross_camera_agreement(*(one_dbscan(30)(h, cam) for h in split_dimensions(x, s)), cam) for s in range(3)]
+    assert found[2] == pytest.approx(np.mean(each)) and len(set(each)) > 1
 
 
 def test_one_camera_leaves_the_first_way():

@@ -13,17 +13,18 @@ from hypothesis import given, strategies as st
 from PIL import Image
 from sklearn.metrics import silhouette_score
 
-from upl_reid.core import ConfigError, DataError
+from upl_reid.core import ConfigError, DataError, seed_for
+from upl_reid.data.image_bank import plan_batches
 from upl_reid.data.splits import Domain, Split
 from upl_reid.experiments.label_analysis import (
-    FEWEST, QUALITY, choose_queries, correlation_table, correlation_in_words, entropy_scores, finished_runs,
-    label_agreement, most_seen, normalised_entropy, preview_figure, quality_frame, quality_table, relabel_round,
-    shown_rounds, spaced_rounds, top_matches, true_label_scores)
+    FEWEST, QUALITY, choose_queries, correlation_table, correlation_in_words, effective_share, entropy_scores,
+    finished_runs, label_agreement, most_seen, normalised_entropy, partner_shares, preview_figure, quality_frame,
+    quality_table, relabel_round, shown_rounds, spaced_rounds, top_matches, true_label_scores)
 from upl_reid.methods.upl import mixture_labels, two_stage_clusters
 from upl_reid.evaluation.retrieval import evaluate_retrieval
 from upl_reid.experiments.runs import Run
 from upl_reid.experiments.config import RunConfig
-from upl_reid.training.method import PseudoLabels
+from upl_reid.training.method import Budget, PseudoLabels
 
 
 def split(pids, camids):
@@ -273,6 +274,34 @@ def test_a_mixture_that_makes_the_hard_labels_cannot_be_made_again(tmp_path):
     x, cam = people_in_cameras()
     run = Run(RunConfig("tiny", "plaza", "campus", "upl", {"labels": {"components": 5}}), tmp_path)
     with pytest.raises(ConfigError, match="components=5"): relabel_round(run, x, cam, cam)
+
+
+def test_effective_share_is_that_of_equal_weights():
+    assert effective_share(torch.ones(7)) == 1 and effective_share([.2, .2, 0, 0]) == pytest.approx(1)
+    w = np.array([.9, .1, .4, 0])
+    assert effective_share(w) == pytest.approx(1.4**2/(.81 + .01 + .16)/3)
+    with pytest.raises(DataError, match="above 0"): effective_share([0., 0.])
+
+
+def test_partner_shares_count_partners_of_the_own_label():
+    """Each pool by plain loops over images."""
+    x, cam = people_in_cameras()
+    hard = torch.arange(12).repeat_interleave(9)
+    hard[::10] = -1
+    labels = PseudoLabels(hard, None, (hard >= 0).float(), torch.zeros(12, 8))
+    budget = Budget(1, identities=3, images=4)
+    got = partner_shares(x, labels, cam.numpy(), budget, 2, steps=3, seed=5)
+    half = sorted(np.random.default_rng(5).permutation(108)[:54].tolist())
+    same = dict(batch=[], memory=[], all=[])
+    for i, rows in enumerate(plan_batches(hard.numpy(), cam.numpy(), 3, 4, 3, 5).tolist()):
+        pick = np.random.default_rng(seed_for(5, "partner", i)).integers(2, size=(12, 1))[:, 0]
+        for name, pool in dict(batch=rows, memory=half, all=list(range(108))).items():
+            for a, row in enumerate(rows):
+                others = [m for m in pool if m != row]
+                near = sorted(others, key=lambda m: -float(x[row] @ x[m]))
+                same[name].append(hard[near[pick[a]]] == hard[row])
+    for name, found in same.items(): assert got[name] == pytest.approx(np.mean(found), abs=.03), name
+    assert 0 < min(got.values()) < max(got.values()) < 1
 
 
 # ---- whom and what to show

@@ -61,23 +61,28 @@ def view_agreement(
     cluster: Callable, # (features, camids) -> (N,) labels, -1: noise
     features, # (N, d)
     camids, # (N,)
-    seed: int = 0, # of the split
-) -> float: # at most 1; 0 also if the images cannot be clustered
-    "How well the labels of two random halves of the features agree across cameras. Raises as `split_dimensions`."
-    try: a, b = (cluster(half, camids) for half in split_dimensions(features, seed))
-    except DataError: return 0.                              # too few clusters: these labels are not the ones to take
-    return cross_camera_agreement(a, b, camids)
+    splits: int = 3, # random splits, at least 1
+) -> float: # at most 1; a split whose images cannot be clustered counts as 0
+    """How well the labels of two random halves of the features agree across cameras, mean over several splits.
+
+    Raises as `split_dimensions`."""
+    found = []
+    for seed in range(splits):
+        halves = split_dimensions(features, seed)
+        try: found.append(cross_camera_agreement(*(cluster(half, camids) for half in halves), camids))
+        except DataError: found.append(0.)                   # too few clusters: these labels are not the ones to take
+    return float(np.mean(found))
 
 def choose_clustering(
     ways: Sequence[Callable], # (features, camids) -> (N,) labels, -1: noise; in order of preference
     features, # (N, d)
     camids, # (N,) camera of each image
-    seed: int = 0, # of the split
+    splits: int = 3, # random splits of the features
 ) -> tuple[int, list]: # position of the chosen way, agreement of each way
     """The way to cluster whose labels agree best between two halves of the features; the first of equal ones.
 
     With one camera no pair can be compared, and the first way is taken. Raises `DataError` for no way, and NaN."""
     if not ways: raise DataError("no way to cluster was given; pass at least one")
     if len(np.unique(check_camids(camids, len(features)))) < 2: return 0, [0.]*len(ways)
-    found = [view_agreement(way, features, camids, seed) for way in ways]
+    found = [view_agreement(way, features, camids, splits) for way in ways]
     return int(np.argmax(found)), found

@@ -6,8 +6,8 @@
 __all__ = ['QUALITY', 'FEWEST', 'quality_measures', 'spaced_rounds', 'quality_table', 'shown_rounds', 'true_label_scores',
            'named_config', 'run_data', 'runs_in_store', 'runs_in_archive', 'finished_runs', 'quality_frame', 'pearson',
            'bootstrap_rows', 'check_correlation_input', 'correlation_table', 'correlation_in_words',
-           'normalised_entropy', 'relabel_round', 'entropy_scores', 'label_agreement', 'most_seen', 'check_people',
-           'choose_queries', 'top_matches', 'preview_figure']
+           'normalised_entropy', 'relabel_round', 'entropy_scores', 'label_agreement', 'effective_share',
+           'partner_shares', 'most_seen', 'check_people', 'choose_queries', 'top_matches', 'preview_figure']
 
 # %% ../../nbs/experiments/50_label_analysis.ipynb #d4218e7b
 import io, json
@@ -22,8 +22,10 @@ from sklearn.metrics import adjusted_rand_score
 import torch
 import torch.nn.functional as F
 
+from ..components.mixup import choose_among
 from ..components.uncertainty import entropy
 from ..core import ConfigError, DataError, seed_for, to_numpy
+from ..data.image_bank import plan_batches
 from ..data.splits import Domain, Split
 from ..evaluation.calibration import pseudo_label_correct, pseudo_label_ece
 from ..evaluation.clusters import cluster_quality
@@ -33,7 +35,7 @@ from .records import archived_config, ArchivedRun, read_archive
 from .runs import Run
 from .tables import mean_and_std
 from ..methods.upl import HybridLabels, MIXTURE, mixture_labels
-from ..training.method import METHODS, PseudoLabels
+from ..training.method import METHODS, Budget, PseudoLabels
 
 # %% ../../nbs/experiments/50_label_analysis.ipynb #808e7cfb
 QUALITY: dict[str, tuple[str, int, int, bool]] = { # column -> (key of a round, factor, digits, is more better?)
@@ -283,6 +285,36 @@ def label_agreement(
     both = (one.hard >= 0) & (other.hard >= 0)
     gap = (normalised_entropy(one.soft) - normalised_entropy(other.soft))[both].abs().mean()
     return dict(ari=float(adjusted_rand_score(to_numpy(one.hard), to_numpy(other.hard))), gap=float(gap))
+
+# %% ../../nbs/experiments/50_label_analysis.ipynb #9c27fbf2
+def effective_share(
+    weight, # (N,) weights of the labels, 0: not used
+) -> float: # in (0, 1]
+    "Equally weighted images that are worth the same, as a share of the images used. Raises `DataError` if none is."
+    w = to_numpy(weight).astype(np.float64)
+    w = w[w > 0]
+    if not len(w): raise DataError("no image has a weight above 0; take a round with labels")
+    return float(w.sum()**2/(w**2).sum()/len(w))
+
+def partner_shares(
+    features: torch.Tensor, # (N, d) of a round
+    labels: PseudoLabels, # of this round
+    camids: np.ndarray, # (N,)
+    budget: Budget, # size and form of a batch
+    neighbours: int = 5, # partners are drawn among so many nearest
+    steps: int = 20, # batches
+    seed: int = 0, # of batches, memory and partners
+) -> dict: # "batch", "memory", "all" -> share of mixup's partners with the sample's own label
+    "How often mixup mixes images of one label, by where the partners come from (Eq. 11)."
+    x, hard = features.float(), labels.hard
+    plan = plan_batches(to_numpy(hard), camids, budget.identities, budget.images, steps, seed)
+    half = np.sort(np.random.default_rng(seed).permutation(len(x))[:len(x)//2])
+    same: dict[str, list] = dict(batch=[], memory=[], all=[])
+    for i, rows in enumerate(map(torch.from_numpy, plan)):
+        for pool, at in dict(batch=rows, memory=torch.from_numpy(half), all=torch.arange(len(x))).items():
+            j = choose_among(x[rows], x[at], rows[:, None] == at, neighbours, seed_for(seed, "partner", i))
+            same[pool].append(hard[at[j]] == hard[rows])
+    return {pool: float(torch.cat(found).float().mean()) for pool, found in same.items()}
 
 # %% ../../nbs/experiments/50_label_analysis.ipynb #d154e314
 def most_seen(
