@@ -1,5 +1,6 @@
 """Varied light: pixels against plain loops, what it leaves alone, and that a run resumes to the same bits."""
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from small import Linear
 from upl_reid.components.encoder import build_encoder
-from upl_reid.core import ConfigError
+from upl_reid.core import ConfigError, seed_for
 from upl_reid.data.benchmarks import load_domain
 from upl_reid.data.image_bank import IMAGENET_MEAN, IMAGENET_STD, ImageBank
 from upl_reid.data.synthetic import write_domain
@@ -108,11 +109,17 @@ def test_the_meta_step_sees_the_images_of_the_gradients():
         def features(self, batch): seen.append(batch.images); return super().features(batch)
         def before_update(self, batch): seen.append(batch.images)
     class Mine(VariedLight, Watch): "Both hooks under varied light."
-    images = torch.rand(6, 3, 1, 3)
+    images, second = torch.rand(2, 6, 3, 1, 3)
     none = torch.zeros(6, dtype=torch.int64)
     batch = Batch(images, none, none, none, torch.ones(6, 1), torch.ones(6), 7, 0, 1e-3)
     method = Mine(Linear(4, 3).float())
+    method.features(replace(batch, second=second))
+    other = vary_light(second, .3, .3, .8, seed_for(7, "second light"))
+    assert torch.equal(method.lit.second, other) and not torch.equal(other, vary_light(second, .3, .3, .8,
+                                                                                      seed_for(7, "light")))
+    seen.clear()
     method.features(batch)
+    assert method.lit.second is None
     method.before_update(batch)
     assert torch.equal(seen[0], seen[1]) and not torch.allclose(seen[0], images)
 

@@ -68,8 +68,8 @@ def view_agreement(
     Raises as `split_dimensions`."""
     found = []
     for seed in range(splits):
-        halves = split_dimensions(features, seed)
-        try: found.append(cross_camera_agreement(*(cluster(half, camids) for half in halves), camids))
+        a, b = split_dimensions(features, seed)
+        try: found.append(cross_camera_agreement(cluster(a, camids), cluster(b, camids), camids))
         except DataError: found.append(0.)                   # too few clusters: these labels are not the ones to take
     return float(np.mean(found))
 

@@ -16,7 +16,7 @@ from ..components.encoder import Encoder
 from ..core import ConfigError, seed_for
 from ..data.image_bank import IMAGENET_MEAN, IMAGENET_STD
 from .baseline import GlobalDBSCAN
-from .upl import GlobalUPL
+from .upl import UPL
 from ..training.method import Batch, Method, register
 
 # %% ../../nbs/methods/varied_light.ipynb #11940006
@@ -81,8 +81,10 @@ class VariedLight(LightStrength):
         batch: Batch, # of this step
     ) -> Tensor: # what `losses` is given
         "Forward pass of the images under random lights; `before_update` needs these images too."
-        how = self.gain, self.gamma, self.share, seed_for(batch.seed, "light")
-        self.lit = replace(batch, images=vary_light(batch.images, *how))
+        def lit(images, name):
+            if images is None: return None
+            return vary_light(images, self.gain, self.gamma, self.share, seed_for(batch.seed, name))
+        self.lit = replace(batch, images=lit(batch.images, "light"), second=lit(batch.second, "second light"))
         return super().features(self.lit)
 
     def before_update(self,
@@ -99,7 +101,7 @@ class DBSCANInVariedLight(VariedLight, GlobalDBSCAN):
     Raises `ConfigError` for strengths or a share out of range."""
 
 @register("varied_light_upl")
-class UPLInVariedLight(VariedLight, GlobalUPL):
-    """UPL-ReID's losses on the labels of one DBSCAN, training images under random lights.
+class UPLInVariedLight(VariedLight, UPL):
+    """UPL-ReID with training images under random lights.
 
     Raises `ConfigError` for strengths or a share out of range, and as `UPL`."""
