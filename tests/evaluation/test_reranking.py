@@ -8,7 +8,7 @@ import torch
 from retrieval_problem import problem
 from upl_reid.core import ConfigError, DataError
 from upl_reid.evaluation import reranking, retrieval
-from upl_reid.evaluation.reranking import rerank
+from upl_reid.evaluation.reranking import expand_queries, rerank
 
 def naive_rerank(query, gallery, k1, k2, lam):
     "Zhong et al. 2017 from its description, with lists, sets and dictionaries."
@@ -146,3 +146,37 @@ def test_arguments_are_left_as_they_were():
     for x in (q, g): x.flags.writeable = False
     rerank(q, g)
     assert np.array_equal(q, before[0]) and np.array_equal(g, before[1])
+
+
+# ---- query expansion
+
+@pytest.mark.parametrize("k, alpha", [(1, 0), (3, 3), (5, 1.5), (50, 2)])
+@pytest.mark.parametrize("kind", ["array", "tensor", "single"])
+def test_queries_are_means_with_their_nearest_images(k, alpha, kind):
+    rng = np.random.default_rng(0)
+    query, gallery = rng.normal(size=(6, 5)), rng.normal(size=(20, 5))
+    unit = lambda v: v/math.sqrt(sum(t*t for t in v))
+    meant = []
+    for q in map(unit, query):
+        cosines = sorted(((float(q @ g), i) for i, g in enumerate(map(unit, gallery))), reverse=True)[:k]
+        total = q + sum((c**alpha*unit(gallery[i]) for c, i in cosines if c > 0), np.zeros(5))
+        meant.append(unit(total))
+    make = dict(array=lambda x: x, tensor=torch.from_numpy, single=lambda x: torch.from_numpy(x).float())[kind]
+    got = expand_queries(make(query), make(gallery), k, alpha)
+    assert type(got) is type(make(query)) and got.dtype == make(query).dtype
+    assert np.allclose(np.asarray(got), np.array(meant), atol=1e-5 if kind == "single" else 1e-12)
+
+
+def test_expansion_in_blocks_is_the_same(monkeypatch):
+    query, gallery = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    whole = expand_queries(query, gallery)
+    monkeypatch.setattr(reranking, "row_blocks", lambda n, width: [(i, min(i + 2, n)) for i in range(0, n, 2)])
+    assert torch.allclose(whole, expand_queries(query, gallery), atol=1e-12)
+
+
+def test_unfit_expansions_are_refused():
+    x = np.eye(3)
+    for how in (dict(k=0), dict(alpha=-1), dict(alpha=math.nan)):
+        with pytest.raises(ConfigError, match="k starts at 1"): expand_queries(x, x, **how)
+    with pytest.raises(DataError, match="dimensions"): expand_queries(x, np.eye(4))
+    with pytest.raises(DataError, match="query"): expand_queries(np.zeros((2, 3)), x)

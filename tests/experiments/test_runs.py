@@ -20,6 +20,7 @@ from upl_reid.components.encoder import build_encoder
 from upl_reid.core import ConfigError, DataError, file_digests, RunError, read_rows, read_tensors, write_tensors
 from upl_reid.data.image_bank import ImageBank
 from upl_reid.data.synthetic import write_domain
+from upl_reid.evaluation.reranking import expand_queries
 from upl_reid.evaluation.retrieval import evaluate_retrieval
 from upl_reid.experiments import runs
 from upl_reid.experiments.config import PRESETS, RunConfig
@@ -164,6 +165,9 @@ def test_other_ways_to_rank(store):
     score = lambda *how: score_retrieval(run.test_features(), domain, *how).mAP
     assert score("centred") == pytest.approx(centred.mAP, abs=1e-6)
     assert score("reranked") != score() == run.metrics["mAP"]
+    features = run.test_features()
+    expanded = expand_queries(features["query"], features["gallery"])
+    assert score("expanded") == evaluate_retrieval(expanded, features["gallery"], **truth(domain)).mAP != score()
     with pytest.raises(ConfigError, match="sorted"): score_retrieval(run.test_features(), domain, "sorted")
 
 

@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "unit_distances", "pair_distances", "match_positions", "match_scores", "RetrievalScores",
         "evaluate_distances", "product_type", "unit_gallery", "product_slack", "split_product", "evaluate_retrieval",
         "bootstrap_interval"],
-    "reranking": ["rerank"],
+    "reranking": ["rerank", "expand_queries"],
     "calibration": ["reliability_bins", "expected_calibration_error", "pseudo_label_correct", "pseudo_label_ece"],
     "clusters": ["cluster_quality", "same_camera_neighbour_rate", "same_camera_chance"],
 })

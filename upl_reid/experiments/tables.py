@@ -382,17 +382,21 @@ def describe_rows(
 # %% ../../nbs/experiments/30_tables.ipynb #e91fe0aa
 def budget_in_words(
     preset: str, # of `PRESETS`
+    targets: Iterable = (), # of the table
 ) -> str:
     "What every trained row of a table shares."
     p, b = PRESETS[preset], PRESETS[preset].adapt
     several = lambda number, word: f"{number} {word}" + "s"*(number != 1)
-    steps = f"{b.steps} steps" if b.steps else "as many steps as show each training image once"
+    def length(b):
+        steps = f"{b.steps} steps" if b.steps else "as many steps as show each training image once"
+        return f"{several(b.epochs, 'epoch')} of {steps} with {b.identities} x {b.images} images"
+    longer = "".join(f" (on {name} {length(other)})" for name, other in p.longer.items() if name in targets)
     return " ".join([
         f"Every trained row has the same budget (preset {preset}).",
         f"It starts from the model of its seed: backbone {p.backbone}, {p.dim} dimensions,",
         f"images of {p.size[0]} x {p.size[1]} pixels,",
         f"pretrained on the source for {several(p.pretrain.epochs, 'epoch')}.",
-        f"Then come {several(b.epochs, 'epoch')} of {steps} with {b.identities} x {b.images} images,",
+        f"Then come {length(b)}{longer},",
         f"new labels every {several(b.cluster_every, 'epoch')},",
         f"Adam at {b.lr:g} at most in {several(b.periods, 'cosine period')},",
         f"and the same augmentation (flip, crop, colour, erasing in {100*b.erase:.0f} % of the images).",
@@ -405,7 +409,7 @@ class Evaluation(Run):
     "A run whose test images are ranked in another way: same model, same features, other scores."
     def __init__(self,
         run: Run, # finished
-        how: str, # of `score_retrieval`: "centred" or "reranked"
+        how: str, # of `WAYS_TO_RANK`
         scores: dict, # of `plain_scores`
     ):
         super().__init__(run.config, run.path)
@@ -430,7 +434,7 @@ def plain_run(
 def rank_again(
     run: Run, # finished
     domain: Domain, # its target
-    how: str, # of `score_retrieval`: "centred" or "reranked"
+    how: str, # of `WAYS_TO_RANK`
 ) -> Evaluation:
     "A run ranked in another way, from its stored features or from the archive."
     work = lambda: plain_scores(score_retrieval(run.test_features(), domain, how), domain)
