@@ -17,7 +17,7 @@ from upl_reid.core import ConfigError, DataError, seed_for
 from upl_reid.data.image_bank import plan_batches
 from upl_reid.data.splits import Domain, Split
 from upl_reid.experiments.label_analysis import (
-    FEWEST, QUALITY, choose_queries, correlation_table, correlation_in_words, effective_share, entropy_scores,
+    FEWEST, QUALITY, choose_queries, correlation_table, correlation_in_words, entropy_scores,
     finished_runs, label_agreement, most_seen, normalised_entropy, partner_shares, preview_figure, quality_frame,
     quality_table, relabel_round, shown_rounds, spaced_rounds, top_matches, true_label_scores)
 from upl_reid.methods.upl import mixture_labels, two_stage_clusters
@@ -274,13 +274,6 @@ def test_a_mixture_that_makes_the_hard_labels_cannot_be_made_again(tmp_path):
     x, cam = people_in_cameras()
     run = Run(RunConfig("tiny", "plaza", "campus", "upl", {"labels": {"components": 5}}), tmp_path)
     with pytest.raises(ConfigError, match="components=5"): relabel_round(run, x, cam, cam)
-
-
-def test_effective_share_is_that_of_equal_weights():
-    assert effective_share(torch.ones(7)) == 1 and effective_share([.2, .2, 0, 0]) == pytest.approx(1)
-    w = np.array([.9, .1, .4, 0])
-    assert effective_share(w) == pytest.approx(1.4**2/(.81 + .01 + .16)/3)
-    with pytest.raises(DataError, match="above 0"): effective_share([0., 0.])
 
 
 def test_partner_shares_count_partners_of_the_own_label():

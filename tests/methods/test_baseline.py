@@ -100,4 +100,6 @@ def test_any_groups_get_soft_labels_and_weights():
     assert (labels.soft.argmax(1) == pid)[used].float().mean() > .9
     entropy = -(labels.soft.double()*labels.soft.double().log()).sum(1)
     assert torch.allclose(labels.weight[used].double(), torch.exp(-entropy[used]), atol=1e-4)
-    with pytest.raises(DataError, match="pseudo-identities"): mixture_labels(x, cam, torch.zeros_like(pid))
+    for few in (0, -1):
+        with pytest.raises(DataError, match=f"left {few + 1} clusters of 240 images; lower min_samples"):
+            mixture_labels(x, cam, torch.full_like(pid, few))

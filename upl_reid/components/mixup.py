@@ -27,16 +27,17 @@ def choose_among(
     features: Tensor, # (N, d) embeddings of any length but zero
     pool: Tensor, # (M, d) embeddings of possible partners
     itself: Tensor, # (N, M) True where the possible partner is the sample's own image
-    k: int = 5, # choose among this many nearest others, >= 1; clipped to the others that every sample has
+    k: int = 5, # choose among this many nearest others, >= 1; clipped to M-1
     seed: int = 0, # start of the random stream, see `seed_for`
 ) -> Tensor: # (N,) int64: the partner's position in the pool
     """One of the k most cosine-similar others of each sample, at random (section 4).
 
-    Raises `DataError` for a sample without others, `ConfigError` for k < 1."""
-    others = int((~itself).sum(1).min()) if len(features) else 0
-    if others < 1: raise DataError("mixup needs two samples, but a sample has no other one; use a batch of at least 2")
+    Its own image is the farthest one: a partner only if the pool has fewer than k others.
+    Raises `DataError` for a pool of one, `ConfigError` for k < 1."""
+    n, m = itself.shape
+    if n < 1 or m < 2: raise DataError(f"mixup needs two samples, but there are {m}; use a batch of at least 2")
     if k < 1: raise ConfigError(f"mixup's k is {k}; it must be at least 1")
-    k, n = min(k, others), len(features)
+    k = min(k, m - 1)                                        # not counted in `itself`: a GPU would be waited for
     unit = torch.nn.functional.normalize
     similarity = unit(features.detach(), dim=1) @ unit(pool.detach(), dim=1).to(features.dtype).T
     nearest = similarity.masked_fill(itself, -torch.inf).topk(k, dim=1).indices

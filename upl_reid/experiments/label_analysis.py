@@ -6,8 +6,8 @@
 __all__ = ['QUALITY', 'FEWEST', 'quality_measures', 'spaced_rounds', 'quality_table', 'shown_rounds', 'true_label_scores',
            'named_config', 'run_data', 'runs_in_store', 'runs_in_archive', 'finished_runs', 'quality_frame', 'pearson',
            'bootstrap_rows', 'check_correlation_input', 'correlation_table', 'correlation_in_words',
-           'normalised_entropy', 'relabel_round', 'entropy_scores', 'label_agreement', 'effective_share',
-           'partner_shares', 'most_seen', 'check_people', 'choose_queries', 'top_matches', 'preview_figure']
+           'normalised_entropy', 'relabel_round', 'entropy_scores', 'label_agreement', 'partner_shares', 'most_seen',
+           'check_people', 'choose_queries', 'top_matches', 'preview_figure']
 
 # %% ../../nbs/experiments/50_label_analysis.ipynb #d4218e7b
 import io, json
@@ -287,15 +287,6 @@ def label_agreement(
     return dict(ari=float(adjusted_rand_score(to_numpy(one.hard), to_numpy(other.hard))), gap=float(gap))
 
 # %% ../../nbs/experiments/50_label_analysis.ipynb #9c27fbf2
-def effective_share(
-    weight, # (N,) weights of the labels, 0: not used
-) -> float: # in (0, 1]
-    "Equally weighted images that are worth the same, as a share of the images used. Raises `DataError` if none is."
-    w = to_numpy(weight).astype(np.float64)
-    w = w[w > 0]
-    if not len(w): raise DataError("no image has a weight above 0; take a round with labels")
-    return float(w.sum()**2/(w**2).sum()/len(w))
-
 def partner_shares(
     features: torch.Tensor, # (N, d) of a round
     labels: PseudoLabels, # of this round

@@ -472,7 +472,7 @@ def place_of_full(
         mAP = {row: 100*float(np.mean([r.metrics["mAP"] for r in group])) for row, group in here.items()}
         cls = {row: methods[group[0].config.method] for row, group in here.items()}
         free = [row for row in here if not cls[row].needs_identities]
-        family = set(cls[full].__mro__) - set(Method.__mro__)
+        family = {c for c in cls[full].__mro__ if c.__module__ == cls[full].__module__}
         best = max((row for row in free if not family & set(cls[row].__mro__)), key=mAP.__getitem__)
         out.append(dict(source=s, target=t, full=mAP[full], direct=mAP["direct"], oracle=mAP["oracle"],
                         baseline=best, best=mAP[best], gap=compare_map(here[full], here[best]),

@@ -39,8 +39,8 @@ def check_clusters(
 ):
     "Raises `DataError` for fewer than two clusters."
     if int(clusters.max()) > 0: return
-    raise DataError(f"clustering each camera left {int(clusters.max()) + 1} clusters of {len(clusters)} images; lower "
-                    "min_samples or raise eps")
+    raise DataError(f"clustering left {int(clusters.max()) + 1} clusters of {len(clusters)} images; lower min_samples "
+                    "or raise eps")
 
 # %% ../../nbs/methods/upl.ipynb #feadaae6
 def two_stage_clusters(
@@ -85,6 +85,7 @@ def mixture_labels(
     """Mixture posterior and entropy weights (section 3.4) of images in groups.
 
     The mixture is fitted to the centroids of each group in each camera. Raises `DataError` for too few groups."""
+    check_clusters(groups)
     points = camera_center(features, camids) if center else features
     parts, group = camera_parts(groups, camids)
     means = cluster_centroids(points, parts)
