@@ -73,7 +73,7 @@ def test_the_way_that_finds_people_is_chosen():
     x, pid, cam = people_in_cameras(40, 4, 8, .6, dim=64)
     def truth(x, cams): return pid
     def half_right(x, cams): return torch.where(torch.arange(len(pid)) % 2 == 0, pid, pid[torch.arange(len(pid)) - 32])
-    def noise(x, cams): return (x[:, :5].argmax(1) if isinstance(x, torch.Tensor) else x[:, :5].argmax(1))
+    def noise(x, cams): return x[:, :5].argmax(1)
     best, found = choose_clustering([noise, one_dbscan(4), one_dbscan(30)], x, cam)
     assert best == 2 and found[2] > .5 > found[1] and abs(found[0]) < .2
     assert choose_clustering([half_right, truth], x, cam) == (0, [1., 1.])     # equal: the first

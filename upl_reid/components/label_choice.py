@@ -29,16 +29,15 @@ def split_dimensions(
 
 # %% ../../nbs/components/25_label_choice.ipynb #bb988d43
 def count_pairs(
-    group: np.ndarray, # (N,) whole numbers, negative: in no pair
-    camids: np.ndarray, # (N,) 0..C-1
-) -> float:
-    "Pairs of images of one group that are from different cameras."
-    kept = group >= 0
-    def within(ids):
-        count = np.unique(ids, axis=0, return_counts=True)[1].astype(float)
-        return float((count*(count - 1)/2).sum())
-    return within(group[kept]) - within(np.stack([group[kept], camids[kept]], 1))
+    *columns: np.ndarray, # (N,) int each; images with equal values in all of them form a group
+    camids: np.ndarray | None = None, # (N,) int; given: count only pairs from different cameras
+) -> int:
+    "Number of pairs of images within the same group."
+    size = np.unique(np.stack(columns), axis=1, return_counts=True)[1]
+    pairs = int((size*(size - 1)//2).sum())
+    return pairs if camids is None else pairs - count_pairs(*columns, camids)
 
+# %% ../../nbs/components/25_label_choice.ipynb #6296e564
 def cross_camera_agreement(
     a, # (N,) cluster of each image, -1: noise
     b, # (N,) the same from other labels
@@ -50,9 +49,10 @@ def cross_camera_agreement(
     a, b = to_numpy(a).astype(np.int64), to_numpy(b).astype(np.int64)
     cams = np.unique(check_camids(camids, len(a)), return_inverse=True)[1]
     if a.ndim != 1 or a.shape != b.shape: raise DataError(f"labels of shapes {a.shape} and {b.shape}; pass (N,) twice")
-    common = np.where((a >= 0) & (b >= 0), a*(b.max(initial=0) + 1) + b, -1)
-    in_a, in_b, in_both = (count_pairs(g, cams) for g in (a, b, common))
-    possible = count_pairs(np.zeros(len(a), np.int64), cams)
+    def pairs(*columns):
+        kept = np.min(columns, axis=0) >= 0                  # noise is in no pair
+        return count_pairs(*(column[kept] for column in columns), camids=cams[kept])
+    in_a, in_b, in_both, possible = pairs(a), pairs(b), pairs(a, b), pairs(np.zeros_like(a))
     chance = in_a*in_b/max(possible, 1)
     return (in_both - chance)/top if (top := (in_a + in_b)/2 - chance) > 0 else 0.
 
@@ -73,6 +73,7 @@ def view_agreement(
         except DataError: found.append(0.)                   # too few clusters: these labels are not the ones to take
     return float(np.mean(found))
 
+# %% ../../nbs/components/25_label_choice.ipynb #709a39ef
 def choose_clustering(
     ways: Sequence[Callable], # (features, camids) -> (N,) labels, -1: noise; in order of preference
     features, # (N, d)

@@ -44,6 +44,7 @@ def choose_among(
     pick = torch.from_numpy(np.random.default_rng(seed).integers(k, size=(n, 1))).to(nearest.device, non_blocking=True)
     return nearest.gather(1, pick)[:, 0]
 
+# %% ../../nbs/components/40_mixup.ipynb #15ec3ed8
 def choose_partners(
     features: Tensor, # (N, d) embeddings of a batch, of any length but zero
     k: int = 5, # choose among this many nearest others, >= 1; clipped to N-1

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..components.label_choice import count_pairs
 from ..core import ConfigError, DataError, seed_for, to_numpy
 
 # %% ../../nbs/deployment/10_match_calibration.ipynb #c4830d2c
@@ -77,13 +78,6 @@ def _pairs_within(
     step = 1 + (rng.random(count)*partners[i]).astype(int)
     return order[np.stack([i, first[group[i]] + (i - first[group[i]] + step) % size[group[i]]])]
 
-def _count_pairs(
-    *columns: np.ndarray, # (n,) each; images with equal values in all of them form a group
-) -> float:
-    "Number of pairs of images within the same group."
-    size = np.unique(np.stack(columns), axis=1, return_counts=True)[1]
-    return float((size*(size - 1.)/2).sum())
-
 # %% ../../nbs/deployment/10_match_calibration.ipynb #8fe5f536
 def draw_pairs(
     labels: np.ndarray, # (N,) clusters, -1: none
@@ -100,9 +94,9 @@ def draw_pairs(
     missing = "no cluster has images of two cameras" if not same.size else \
         "no two clusters have images of different cameras" if not apart.size else ""
     if missing: raise DataError(f"{missing}, so cosines cannot be calibrated; adapt longer, or leave the cameras out")
-    total, inside = len(y)*(len(y) - 1.)/2, _count_pairs(y)
-    if many: total, inside = total - _count_pairs(c), inside - _count_pairs(y, c)
-    return used[same], used[apart], inside, total - inside
+    cameras = c if many else None
+    inside, total = count_pairs(y, camids=cameras), count_pairs(np.zeros_like(y), camids=cameras)
+    return used[same], used[apart], float(inside), float(total - inside)
 
 # %% ../../nbs/deployment/10_match_calibration.ipynb #cf650237
 def _cosines(

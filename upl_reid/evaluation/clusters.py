@@ -11,18 +11,12 @@ from sklearn import metrics as scores
 import torch
 
 from ..components.clustering import silhouette_samples
+from ..components.label_choice import count_pairs
 from ..components.neighbours import unit_rows
 from ..core import DataError, seed_for, to_numpy
 from .retrieval import as_float64, check_features, check_integers, row_blocks, unit_distances
 
 # %% ../../nbs/evaluation/30_clusters.ipynb #e2d662ca
-def _count_pairs(
-    *columns: np.ndarray, # (N,) int each; images with equal values in all of them form a group
-) -> int:
-    "Number of pairs of images within the same group."
-    size = np.unique(np.stack(columns), axis=1, return_counts=True)[1]
-    return int((size*(size - 1)//2).sum())
-
 def _pair_scores(
     labels: np.ndarray, # (N,) cluster of each image, -1 noise
     pids: np.ndarray, # (N,)
@@ -30,8 +24,7 @@ def _pair_scores(
 ) -> tuple[float, float]: # precision, recall; NaN where the denominator is 0
     "Pair precision over the claimed pairs and recall over the true pairs of all images."
     def pairs(mask, *columns):
-        columns = [column[mask] for column in columns]
-        return _count_pairs(*columns) - (0 if camids is None else _count_pairs(*columns, camids[mask]))
+        return count_pairs(*(column[mask] for column in columns), camids=None if camids is None else camids[mask])
     kept, every = labels >= 0, np.ones(len(labels), bool)
     claimed, true, both = pairs(kept, labels), pairs(every, pids), pairs(kept, labels, pids)
     return (both/claimed if claimed else float("nan")), (both/true if true else float("nan"))

@@ -293,6 +293,7 @@ def embed_test(
     bank = lambda name: ImageBank(getattr(domain, name).paths, size, device)
     return {name: embed_bank(encoder, bank(name)) for name in ("query", "gallery")}
 
+# %% ../../nbs/experiments/10_runs.ipynb #72fc3e88
 # as they are; each camera's mean subtracted; queries with their nearest images; k-reciprocal re-ranking
 WAYS_TO_RANK = "plain", "centred", "expanded", "reranked"
 

@@ -283,7 +283,7 @@ class MSPLLabels(MSPLState):
         "New clusters; those of the first round again without progressive learning."
         if round and not self.progressive: return hard_pseudo_labels(features, self.hard)
         ways = [partial(refined_clusters, seed=round, **self.label_args, **scale) for scale in self.scales]
-        kept = self.choose(ways, features, camids)(features, camids)
+        kept = self.cluster_as_chosen(ways, features, camids)
         if round: self.agreement.fill_(label_agreement(self.hard, kept))
         return hard_pseudo_labels(features, kept)
 

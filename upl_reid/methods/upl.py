@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'MIXTURE', 'check_clusters', 'two_stage_clusters', 'camera_parts', 'mixture_labels', 'weigh_labels',
-           'ways_to_group', 'label_arguments', 'hybrid_labels', 'HybridLabels', 'Partners', 'mixup_loss', 'Settings',
-           'as_written', 'UPLState', 'check_meta', 'check_partners', 'UPLMemory', 'UPLLosses', 'loss_weight_gradient',
+           'ways_to_group', 'label_arguments', 'label_steps', 'hybrid_labels', 'LabelArguments', 'HybridLabels',
+           'Partners', 'mixup_loss', 'SRMOSettings', 'Settings', 'as_written', 'UPLState', 'check_meta',
+           'check_partners', 'UPLMemory', 'UPLPartners', 'UPLPool', 'UPLLosses', 'loss_weight_gradient',
            'held_out_loss', 'UPL', 'GlobalUPL']
 
 # %% ../../nbs/methods/upl.ipynb #1ac4909e
@@ -26,8 +27,7 @@ from ..core import ConfigError, DataError, seed_for, to_numpy
 from ..data.image_bank import ImageBank, plan_batches, normalise_images
 from ..components.losses import soft_cross_entropy, supervised_contrastive, weighted_triplet
 from ..components.memory import MemoryBank, cross_camera_info_nce, queue_size
-from .baseline import ChosenClustering, global_clusters, hard_pseudo_labels
-from .baseline import possible_scales
+from .baseline import ChosenClustering, global_ways, hard_pseudo_labels, possible_scales
 from ..components.mixup import choose_among, mix, mixed_weight, sample_lambda
 from ..components.srmo import SRMO, meta_gradient
 from ..training.method import Batch, Method, PseudoLabels, register, check_arguments
@@ -128,8 +128,8 @@ def ways_to_group(
     given = {k: v for k, v in dict(k2=k2, min_samples=min_samples).items() if v is not None}
     def stages(k): return partial(two_stage_clusters, center=center, k1=k, eps=eps, threshold=threshold, **given)
     if k1 is not None: return [stages(k1)]
-    def once(scale): return partial(global_clusters, center=center, eps=eps, **scale)
-    return [once(s) for s in possible_scales(None, k2, min_samples)] + [stages(k) for k in STAGES]
+    once = global_ways(possible_scales(None, k2, min_samples), center=center, eps=eps)
+    return once + [stages(k) for k in STAGES]
 
 # %% ../../nbs/methods/upl.ipynb #177d62b7
 MIXTURE = ("components", "temperature", "alpha") # arguments of `mixture_labels` among those of the labels
@@ -139,6 +139,15 @@ def label_arguments() -> dict: # name -> default
     found = {**inspect.signature(ways_to_group).parameters, **inspect.signature(mixture_labels).parameters}
     return {k: p.default for k, p in found.items() if p.default is not p.empty}
 
+def label_steps(
+    center: bool = True, # subtract the cameras' means
+    **labels, # others of `label_arguments`
+) -> tuple: # ways to group, as `ways_to_group`; function: (features, camids, groups) -> labels
+    "The two steps that make labels: grouping, and the groups' mixture."
+    mixture = {k: v for k, v in labels.items() if k in MIXTURE}
+    ways = ways_to_group(center=center, **{k: v for k, v in labels.items() if k not in MIXTURE})
+    return ways, partial(mixture_labels, center=center, **mixture)
+
 def hybrid_labels(
     features: Tensor, # (N, d) unit length
     camids: Tensor, # (N,)
@@ -146,15 +155,12 @@ def hybrid_labels(
     **labels, # others of `label_arguments`
 ) -> PseudoLabels:
     "The two stages and their mixture in one call (section 3.4). Raises `DataError` for too few groups."
-    how = {**label_arguments(), **labels, "k1": k1}
-    [way] = ways_to_group(**{k: v for k, v in how.items() if k not in MIXTURE})
-    return mixture_labels(features, camids, way(features, camids), how["center"], **{k: how[k] for k in MIXTURE})
+    [group], label = label_steps(k1=k1, **labels)
+    return label(features, camids, group(features, camids))
 
-@register("hybrid")
-class HybridLabels(ChosenClustering):
-    """Cross-entropy and triplet on hybrid pseudo-labels (section 3.4).
-
-    Raises `ConfigError` for an argument of the labels that does not exist."""
+# %% ../../nbs/methods/upl.ipynb #7deec41e
+class LabelArguments(ChosenClustering):
+    "What can be set about the labels. Raises `ConfigError` for an argument that does not exist."
     def __init__(self,
         encoder: Encoder, # pretrained on the source
         labels: dict | None = None, # of `label_arguments`, those that differ from the defaults
@@ -169,6 +175,12 @@ class HybridLabels(ChosenClustering):
         "What a run may set: `Method`'s arguments, and under \"labels\" those of `label_arguments`."
         return {**super().arguments(), "labels": label_arguments()}
 
+# %% ../../nbs/methods/upl.ipynb #095fec1a
+@register("hybrid")
+class HybridLabels(LabelArguments):
+    """Cross-entropy and triplet on hybrid pseudo-labels (section 3.4).
+
+    Raises `ConfigError` for an argument of the labels that does not exist."""
     def relabel(self,
         features: Tensor, # (N, d)
         camids: Tensor, # (N,)
@@ -182,10 +194,8 @@ class HybridLabels(ChosenClustering):
         camids: Tensor, # (N,)
     ) -> PseudoLabels:
         "Groups, and their mixture's soft labels and weights (section 3.4)."
-        how = self.label_args
-        ways = ways_to_group(**{k: v for k, v in how.items() if k not in MIXTURE})
-        groups = self.choose(ways, features, camids)(features, camids)
-        return mixture_labels(features, camids, groups, how["center"], **{k: how[k] for k in MIXTURE})
+        ways, label = label_steps(**self.label_args)
+        return label(features, camids, self.cluster_as_chosen(ways, features, camids))
 
 # %% ../../nbs/methods/upl.ipynb #7bed158a
 @dataclass(frozen=True)
@@ -196,6 +206,7 @@ class Partners:
     soft: Tensor     # (M, K) their labels
     weight: Tensor   # (M,) of the labels; 0 for noise
 
+# %% ../../nbs/methods/upl.ipynb #e473d47c
 def mixup_loss(
     method: Method, # its classifier predicts
     features: Tensor, # (B, d) unit length
@@ -223,11 +234,23 @@ def mixup_loss(
 
 # %% ../../nbs/methods/upl.ipynb #8556ceca
 @dataclass(frozen=True)
-class Settings:
+class SRMOSettings:
+    "What can be changed about the learned loss weights (section 3.7)."
+    srmo: bool = True         # False: all losses weigh 1
+    meta_every: int = 10      # T_m, steps between meta steps
+    meta_lr: float = 0.05     # gamma
+    meta_beta: float = 1.     # beta of Eq. 18
+    regulariser: float = -1.  # sign of the entropy in the minimised sum; +1: Eq. 18 as printed
+    raw: bool = False         # the weights themselves are learned, Eq. 16 as printed
+    meta_people: int = 4      # held-out identities of a meta batch, four images each
+    meta_gradient_at: str = "step" # where the meta-loss's gradient is taken: after the virtual step, or at its "start"
+
+# %% ../../nbs/methods/upl.ipynb #314fc553
+@dataclass(frozen=True)
+class Settings(SRMOSettings):
     "What can be changed about UPL-ReID; the defaults are the full model."
     mixup: bool = True        # section 3.5
     moco: bool = True         # section 3.6
-    srmo: bool = True         # section 3.7; False: all losses weigh 1
     neighbours: int = 5       # k of mixup's partners
     mix_weight: float = 1.    # factor of the mixup loss
     weigh_mix: bool = True    # use the uncertainty weights in Eq. 11; False: plain mixup
@@ -240,13 +263,6 @@ class Settings:
     ignore_same_camera: bool = True # leave keys of the anchor's own label and camera out of Eq. 12's denominator
     weigh_nce: bool = True    # weigh InfoNCE's anchors like the other losses; Eq. 12 as printed does not
     normalise: str = "weight" # divide weighted losses by the sum of weights; "count": by N, Eq. 10 as printed
-    meta_every: int = 10      # T_m, steps between meta steps
-    meta_lr: float = 0.05     # gamma
-    meta_beta: float = 1.     # beta of Eq. 18
-    regulariser: float = -1.  # sign of the entropy in the minimised sum; +1: Eq. 18 as printed
-    raw: bool = False         # the weights themselves are learned, Eq. 16 as printed
-    meta_people: int = 4      # held-out identities of a meta batch, four images each
-    meta_gradient_at: str = "step" # where the meta-loss's gradient is taken: after the virtual step, or at its "start"
 
 # %% ../../nbs/methods/upl.ipynb #850fff8f
 def as_written() -> dict: # for `RunConfig.method_args`
@@ -263,8 +279,6 @@ class UPLState(HybridLabels):
     needs_meta = True
     meta: Any # (bank, pids, camids), or None
     memory: Any # a `MemoryBank`; None before the first round, and without it
-    round_features: Any # (N, d) that the round's labels were made from, if mixup's partners are all images
-    labels: PseudoLabels # of this round
 
     def __init__(self,
         encoder: Encoder, # pretrained on the source
@@ -275,9 +289,7 @@ class UPLState(HybridLabels):
         self.settings = s = Settings(**{k: v for k, v in kwargs.items() if k in known})
         super().__init__(encoder, **{k: v for k, v in kwargs.items() if k not in known})
         check_meta(s, meta)
-        check_partners(s)
         self.meta, self.memory = meta, None
-        self.register_buffer("round_features", None)
         names = ("ce", "triplet") + ("mix",)*s.mixup + ("nce",)*s.moco
         sign, raw = s.regulariser, s.raw
         self.srmo = SRMO(names, s.meta_lr, s.meta_beta, s.meta_every, regulariser=sign, raw=raw) if s.srmo else None
@@ -299,6 +311,7 @@ def check_meta(
     if settings.srmo and settings.meta_people < 2:
         raise ConfigError(f"meta_people={settings.meta_people} leaves no second person in a meta batch; use 2 or more")
 
+# %% ../../nbs/methods/upl.ipynb #6512341d
 def check_partners(
     settings: Settings, # of the method
 ):
@@ -310,24 +323,12 @@ def check_partners(
 
 # %% ../../nbs/methods/upl.ipynb #f83ea373
 class UPLMemory(UPLState):
-    "The queue of momentum keys (section 3.6), and where mixup finds partners."
-    def relabel(self,
-        features: Tensor, # (N, d)
-        camids: Tensor, # (N,)
-        round: int, # not used
-    ) -> PseudoLabels:
-        "Labels; the features stay if mixup takes partners among all images."
-        if self.settings.partners == "all": self.round_features = features.detach().clone()
-        return super().relabel(features, camids, round)
-
+    "The queue of momentum keys (section 3.6)."
     def start_round(self,
         labels: PseudoLabels, # of this round
     ):
         "A new classifier; the memory stays, and the labels of its keys are looked up anew."
         super().start_round(labels)
-        self.labels = labels
-        if self.settings.partners == "all" and self.round_features is None:  # a checkpoint's are loaded after this
-            self.register_buffer("round_features", labels.centroids.new_zeros(len(labels.hard), self.encoder.dim))
         if self.settings.moco and self.memory is None:
             size = queue_size(len(labels.hard), self.settings.queue, self.settings.max_queue_share)
             self.memory = MemoryBank(size, self.encoder.dim).to(labels.hard.device)
@@ -339,6 +340,41 @@ class UPLMemory(UPLState):
         if self.memory is None: return
         with torch.no_grad(): self.memory.enqueue(self.ema(batch.images), batch.index, batch.camids)
 
+# %% ../../nbs/methods/upl.ipynb #cd12ff9c
+class UPLPartners(UPLMemory):
+    "Where mixup finds partners. Raises `ConfigError` as `check_partners` and `UPLState`."
+    round_features: Any # (N, d) that the round's labels were made from; None unless partners are all images
+    labels: PseudoLabels # of this round
+
+    def __init__(self,
+        encoder: Encoder, # pretrained on the source
+        **kwargs, # of `UPLState`
+    ):
+        super().__init__(encoder, **kwargs)
+        check_partners(self.settings)
+        self.register_buffer("round_features", None)
+
+    def start_round(self,
+        labels: PseudoLabels, # of this round
+    ):
+        "Keep the round's labels."
+        super().start_round(labels)
+        self.labels = labels
+        if self.settings.partners == "all" and self.round_features is None:
+            self.round_features = labels.centroids.new_zeros(len(labels.hard), self.encoder.dim)
+
+# %% ../../nbs/methods/upl.ipynb #c834aca3
+class UPLPool(UPLPartners):
+    "The images that mixup may choose partners among."
+    def relabel(self,
+        features: Tensor, # (N, d)
+        camids: Tensor, # (N,)
+        round: int, # not used
+    ) -> PseudoLabels:
+        "Labels; the features stay if mixup takes partners among all images."
+        if self.settings.partners == "all": self.round_features = features.detach().clone()
+        return super().relabel(features, camids, round)
+
     def partners(self) -> Partners | None: # None: the batch
         "The images that mixup may choose partners among."
         if self.settings.partners == "batch": return None
@@ -347,7 +383,7 @@ class UPLMemory(UPLState):
         return Partners(x, index, self.labels.rows(index), self.labels.weight[index])
 
 # %% ../../nbs/methods/upl.ipynb #05d9952c
-class UPLLosses(UPLMemory):
+class UPLLosses(UPLPool):
     "The losses of Eq. 13."
     def losses(self,
         features: Tensor, # (B, d) unit length
@@ -441,8 +477,7 @@ class GlobalUPL(UPL):
         camids: Tensor, # (N,)
     ) -> PseudoLabels:
         "Labels of the baseline."
-        ways = [partial(global_clusters, **scale) for scale in possible_scales()]
-        return hard_pseudo_labels(features, self.choose(ways, features, camids)(features, camids))
+        return hard_pseudo_labels(features, self.cluster_as_chosen(global_ways(possible_scales()), features, camids))
 
     @classmethod
     def arguments(cls) -> dict: # name -> default
