@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['printable_text', 'DataError', 'ConfigError', 'RunError', 'seed_for', 'seeded_torch', 'pick_device', 'to_numpy',
-           'match_type', 'write_atomic', 'read_rows', 'read_tensors', 'write_tensors', 'project_root', 'in_test',
-           'map_in_threads', 'file_state', 'content_digest', 'cached_digests', 'cache_digests', 'file_digests']
+           'match_type', 'count_pairs', 'write_atomic', 'read_rows', 'read_tensors', 'write_tensors', 'project_root',
+           'in_test', 'map_in_threads', 'file_state', 'content_digest', 'cached_digests', 'cache_digests',
+           'file_digests']
 
 # %% ../nbs/core.ipynb #21c06eea
 import contextlib, hashlib, json, os, sqlite3, time, warnings
@@ -84,6 +85,16 @@ def match_type(
     "`value` in the type of `reference`: a tensor on the same device for a tensor, a numpy array otherwise."
     if isinstance(reference, torch.Tensor): return torch.as_tensor(value).to(reference.device)
     return to_numpy(value)
+
+# %% ../nbs/core.ipynb #89688be2
+def count_pairs(
+    *columns: np.ndarray, # (N,) int each; items with equal values in all of them form a group
+    apart: np.ndarray | None = None, # (N,) int; given: count only pairs with different values here
+) -> int:
+    "Number of pairs of items within the same group."
+    size = np.unique(np.stack(columns), axis=1, return_counts=True)[1]
+    pairs = int((size*(size - 1)//2).sum())
+    return pairs if apart is None else pairs - count_pairs(*columns, apart)
 
 # %% ../nbs/core.ipynb #138338f6
 def write_atomic(

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..components.label_choice import count_pairs
-from ..core import ConfigError, DataError, seed_for, to_numpy
+from ..core import ConfigError, count_pairs, DataError, seed_for, to_numpy
 
 # %% ../../nbs/deployment/10_match_calibration.ipynb #c4830d2c
 PARSE_ERRORS = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError,
@@ -95,7 +94,7 @@ def draw_pairs(
         "no two clusters have images of different cameras" if not apart.size else ""
     if missing: raise DataError(f"{missing}, so cosines cannot be calibrated; adapt longer, or leave the cameras out")
     cameras = c if many else None
-    inside, total = count_pairs(y, camids=cameras), count_pairs(np.zeros_like(y), camids=cameras)
+    inside, total = count_pairs(y, apart=cameras), count_pairs(np.zeros_like(y), apart=cameras)
     return used[same], used[apart], float(inside), float(total - inside)
 
 # %% ../../nbs/deployment/10_match_calibration.ipynb #cf650237

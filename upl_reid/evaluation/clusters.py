@@ -11,9 +11,8 @@ from sklearn import metrics as scores
 import torch
 
 from ..components.clustering import silhouette_samples
-from ..components.label_choice import count_pairs
 from ..components.neighbours import unit_rows
-from ..core import DataError, seed_for, to_numpy
+from ..core import count_pairs, DataError, seed_for, to_numpy
 from .retrieval import as_float64, check_features, check_integers, row_blocks, unit_distances
 
 # %% ../../nbs/evaluation/30_clusters.ipynb #e2d662ca
@@ -24,7 +23,7 @@ def _pair_scores(
 ) -> tuple[float, float]: # precision, recall; NaN where the denominator is 0
     "Pair precision over the claimed pairs and recall over the true pairs of all images."
     def pairs(mask, *columns):
-        return count_pairs(*(column[mask] for column in columns), camids=None if camids is None else camids[mask])
+        return count_pairs(*(column[mask] for column in columns), apart=None if camids is None else camids[mask])
     kept, every = labels >= 0, np.ones(len(labels), bool)
     claimed, true, both = pairs(kept, labels), pairs(every, pids), pairs(kept, labels, pids)
     return (both/claimed if claimed else float("nan")), (both/true if true else float("nan"))
