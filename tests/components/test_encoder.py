@@ -13,10 +13,10 @@ import torch
 from hypothesis import given, strategies as st
 from torch import nn
 
-from upl_reid.components.encoder import (IBN, SHAPES, Encoder, Shape, StemViT, build_encoder, compute_dtype,
-                                         cosine_restarts, feature_map, forward_cost, load_deit, load_timm, make_ema,
-                                         map_and_output, parameter_groups, pretrained_state, read_weights, split_norms,
-                                         update_ema, use_ibn)
+from upl_reid.components.encoder import (IBN, SHAPES, Encoder, FlipAverage, Shape, StemViT, build_encoder,
+                                         compute_dtype, cosine_restarts, feature_map, forward_cost, load_deit,
+                                         load_timm, make_ema, map_and_output, parameter_groups, pretrained_state,
+                                         read_weights, split_norms, update_ema, use_ibn)
 from upl_reid.core import ConfigError, DataError, seeded_torch
 from upl_reid.components.srmo import loss_slopes
 
@@ -44,6 +44,17 @@ def pictures(n, size=(8, 12), seed=0):
 
 
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_picture_and_its_mirror_image_count_alike():
+    encoder, x = toy_encoder(), pictures(3)
+    vectors = FlipAverage(encoder)(x)
+    for i in range(3):
+        mirror = torch.empty_like(x[i])
+        for column in range(x.shape[3]): mirror[:, :, column] = x[i, :, :, x.shape[3] - 1 - column]
+        total = [a + b for a, b in zip(*(val(encoder(image[None])[0]).tolist() for image in (x[i], mirror)))]
+        length = math.sqrt(sum(v*v for v in total))
+        np.testing.assert_allclose(val(vectors[i]), [v/length for v in total], atol=1e-12)
 
 
 # ---------------------------------------------------------------- equations 5 to 8, a number at a time

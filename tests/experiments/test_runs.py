@@ -18,13 +18,15 @@ import torch
 from upl_reid import core
 from upl_reid.components.encoder import build_encoder
 from upl_reid.core import ConfigError, DataError, file_digests, RunError, read_rows, read_tensors, write_tensors
-from upl_reid.data.image_bank import ImageBank
+from upl_reid.data.image_bank import ImageBank, normalise_images
 from upl_reid.data.synthetic import write_domain
 from upl_reid.evaluation.reranking import expand_queries
 from upl_reid.evaluation.retrieval import evaluate_retrieval
 from upl_reid.experiments import runs
 from upl_reid.experiments.config import PRESETS, RunConfig
-from upl_reid.experiments.runs import Run, again_path, get_run, open_domain, resume_point, run_path, score_retrieval
+from upl_reid.experiments.runs import (Run, again_path, features_to_rank, get_run, open_domain, resume_point, run_path,
+                                        score_retrieval)
+from upl_reid.experiments.tables import rank_again
 from upl_reid.training.loop import embed_bank
 from upl_reid.training.method import METHODS, Method, register
 
@@ -169,6 +171,19 @@ def test_other_ways_to_rank(store):
     expanded = expand_queries(features["query"], features["gallery"])
     assert score("expanded") == evaluate_retrieval(expanded, features["gallery"], **truth(domain)).mAP != score()
     with pytest.raises(ConfigError, match="sorted"): score_retrieval(run.test_features(), domain, "sorted")
+
+
+def test_mirror_images_are_ranked_with(store):
+    run, domain = get_run(CONFIG, store=store), open_domain("campus", "tiny", store=store)
+    encoder, size = run.encoder(), PRESETS["tiny"].size
+    same, found = features_to_rank(run, domain), features_to_rank(run, domain, "flipped")
+    for name, kept in run.test_features().items():
+        assert torch.equal(same[name], kept)
+        images = normalise_images(ImageBank(getattr(domain, name).paths, size)[torch.arange(len(kept))])
+        with torch.no_grad(): mean = encoder(images) + encoder(torch.flip(images, [3]))
+        torch.testing.assert_close(found[name], mean/mean.norm(dim=1, keepdim=True), rtol=0, atol=1e-5)
+    again = rank_again(run, domain, "flipped").metrics
+    assert again["mAP"] == score_retrieval(found, domain).mAP != run.metrics["mAP"]
 
 
 def test_every_clustering_has_its_scores(store):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'IBN_A', 'DEIT', 'Shape', 'token_grid', 'conv_stem', 'transformer_blocks', 'StemViT', 'compute_dtype',
-           'low_precision', 'widen_norm_input', 'Encoder', 'IBN', 'use_ibn', 'split_norms', 'misfits',
+           'low_precision', 'widen_norm_input', 'Encoder', 'FlipAverage', 'IBN', 'use_ibn', 'split_norms', 'misfits',
            'patch_positions', 'load_deit', 'read_weights', 'pretrained_state', 'load_timm', 'build_body',
            'build_encoder', 'map_and_output', 'feature_map', 'parameter_groups', 'cosine_restarts', 'make_ema',
            'update_ema', 'forward_cost']
@@ -143,6 +143,20 @@ class Encoder(nn.Module):
     ) -> torch.Tensor: # (B, d) at least float32, rows of length one: a batch of Eq. 8
         with low_precision(images.device): v = self.project(self.body(images))
         return F.normalize(self.neck(v), dim=1)
+
+# %% ../../nbs/components/00_encoder.ipynb #919bb43c
+class FlipAverage(nn.Module):
+    "An encoder whose vectors are the mean direction of a picture's and its mirror image's. Beyond the five papers."
+    def __init__(self,
+        encoder: nn.Module, # (B, 3, H, W) -> (B, d); shared, not copied
+    ):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self,
+        images: torch.Tensor, # (B, 3, H, W) normalised images
+    ) -> torch.Tensor: # (B, d) rows of length one
+        return F.normalize(self.encoder(images) + self.encoder(images.flip(-1)), dim=1)
 
 # %% ../../nbs/components/00_encoder.ipynb #187dd034
 class IBN(nn.Module):

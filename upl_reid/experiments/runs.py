@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['WAYS_TO_RANK', 'store_root', 'check_network', 'open_domain', 'labelled_images', 'hash_split', 'domain_fingerprint',
            'weights_mark', 'run_paths', 'run_path', 'cpu_name', 'package_versions', 'describe_environment', 'RunFiles',
-           'Run', 'trained_encoder', 'append_row', 'checkpoint_writer', 'resume_point', 'embed_test', 'score_retrieval',
-           'plain_scores', 'agreement_loss', 'label_scores', 'encoder_seeds', 'pretraining_configs', 'initial_encoder',
-           'known_identities', 'make_method', 'Workplace', 'peak_memory', 'measure_run', 'shipped_files',
-           'find_shipped', 'split_fingerprint', 'load_shipped', 'train_pretraining', 'train_adaptation', 'train_run',
-           'present_code', 'stored_code', 'code_notice', 'say_notice', 'waiting_lock', 'run_lock', 'again_path',
-           'replace_run', 'finish_replacement', 'limit_threads', 'cpu_cores', 'begin_session', 'with_checkpoint',
-           'do_run', 'found_run', 'get_run', 'ship_pretraining']
+           'Run', 'trained_encoder', 'append_row', 'checkpoint_writer', 'resume_point', 'embed_test',
+           'features_to_rank', 'score_retrieval', 'plain_scores', 'agreement_loss', 'label_scores', 'encoder_seeds',
+           'pretraining_configs', 'initial_encoder', 'known_identities', 'make_method', 'Workplace', 'peak_memory',
+           'measure_run', 'shipped_files', 'find_shipped', 'split_fingerprint', 'load_shipped', 'train_pretraining',
+           'train_adaptation', 'train_run', 'present_code', 'stored_code', 'code_notice', 'say_notice', 'waiting_lock',
+           'run_lock', 'again_path', 'replace_run', 'finish_replacement', 'limit_threads', 'cpu_cores', 'begin_session',
+           'with_checkpoint', 'do_run', 'found_run', 'get_run', 'ship_pretraining']
 
 # %% ../../nbs/experiments/10_runs.ipynb #fef6acac
 import contextlib, functools, hashlib, json, os, platform, shutil, subprocess, sys, time
@@ -29,7 +29,7 @@ from torch import nn
 
 # %% ../../nbs/experiments/10_runs.ipynb #a7c6e575
 from ..components.clustering import camera_center
-from ..components.encoder import build_encoder, Encoder
+from ..components.encoder import build_encoder, Encoder, FlipAverage
 from ..components.memory import cross_camera_info_nce, cross_camera_masks
 from ..core import ConfigError, DataError, file_digests, pick_device, project_root
 from ..core import read_rows, read_tensors, RunError, write_atomic, write_tensors
@@ -294,11 +294,20 @@ def embed_test(
     return {name: embed_bank(encoder, bank(name)) for name in ("query", "gallery")}
 
 # %% ../../nbs/experiments/10_runs.ipynb #72fc3e88
-# as they are; each camera's mean subtracted; queries with their nearest images; k-reciprocal re-ranking
-WAYS_TO_RANK = "plain", "centred", "expanded", "reranked"
+# as they are; each camera's mean subtracted; queries with their nearest images; k-reciprocal re-ranking; mirror images
+WAYS_TO_RANK = "plain", "centred", "expanded", "reranked", "flipped"
+
+def features_to_rank(
+    run: "Run", # finished
+    domain: Domain, # its target
+    how: str = "plain", # of `WAYS_TO_RANK`
+) -> dict: # query (Q, d) and gallery (G, d)
+    "A run's stored test features; with mirror images they are made anew, by `FlipAverage`."
+    if how != "flipped": return run.test_features()
+    return embed_test(FlipAverage(run.encoder()), domain, PRESETS[run.config.preset].size, torch.device("cpu"))
 
 def score_retrieval(
-    features: dict, # of `embed_test` or `Run.test_features`
+    features: dict, # of `features_to_rank`
     domain: Domain, # the same images, with identities and cameras
     how: str = "plain", # of `WAYS_TO_RANK`
 ) -> RetrievalScores:

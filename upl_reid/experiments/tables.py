@@ -31,8 +31,8 @@ from ..evaluation.retrieval import bootstrap_interval
 from .config import is_outside, load_methods, PRESETS, RunConfig, load_plugins
 from .records import (archived_runs, ArchivedRun, keep_records, local_folder, noted, place_in_words,
     RECORDS, related_runs, report_folder, ReportSetting, shown_path, write_setting)
-from .runs import (describe_environment, open_domain, plain_scores, pretraining_configs, Run,
-    run_path, score_retrieval, store_root)
+from .runs import (describe_environment, features_to_rank, open_domain, plain_scores,
+    pretraining_configs, Run, run_path, score_retrieval, store_root)
 from .workers import get_runs
 from ..training.method import Method
 
@@ -436,8 +436,8 @@ def rank_again(
     domain: Domain, # its target
     how: str, # of `WAYS_TO_RANK`
 ) -> Evaluation:
-    "A run ranked in another way, from its stored features or from the archive."
-    work = lambda: plain_scores(score_retrieval(run.test_features(), domain, how), domain)
+    "A run ranked in another way, from its stored features or model, or from the archive."
+    work = lambda: plain_scores(score_retrieval(features_to_rank(run, domain, how), domain, how), domain)
     return Evaluation(run, how, noted(run, f"scores, {how}", work))
 
 def evaluate_again(
