@@ -304,8 +304,10 @@ def features_to_rank(
 ) -> dict: # query (Q, d) and gallery (G, d)
     "A run's stored test features; with mirror images they are made anew, by `FlipAverage`."
     if how != "flipped": return run.test_features()
-    return embed_test(FlipAverage(run.encoder()), domain, PRESETS[run.config.preset].size, torch.device("cpu"))
+    device = pick_device()
+    return embed_test(FlipAverage(run.encoder(device)), domain, PRESETS[run.config.preset].size, device)
 
+# %% ../../nbs/experiments/10_runs.ipynb #108d9baa
 def score_retrieval(
     features: dict, # of `features_to_rank`
     domain: Domain, # the same images, with identities and cameras
