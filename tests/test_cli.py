@@ -13,7 +13,7 @@ from upl_reid import experiments
 from upl_reid.cli import EXAMPLES, PRESET_NAMES, main, make_parser
 from upl_reid.deployment.match_calibration import RATES, Calibration
 from upl_reid.deployment.embedder import Embedder
-from upl_reid.data.own_crops import list_images
+from upl_reid.data.own_crops import list_images, write_table
 from upl_reid.evaluation.retrieval import evaluate_retrieval
 from upl_reid.experiments.config import PRESETS
 from upl_reid.training.method import METHODS
@@ -95,6 +95,34 @@ def test_evaluate_is_the_evaluation(home, capsys):
         assert got[name] == pytest.approx(np.mean([hit for hit, s in pairs if s == same]), abs=1e-6)
     assert "mAP" in said(capsys, "evaluate", home/"model.safetensors", home/"mine/truth.csv", "--rerank", "--device",
                          "cpu")[1]
+
+
+def test_what_is_not_ranked_is_counted_and_unknown_cameras_differ(home, capsys, tmp_path):
+    def measured(change):
+        images = list_images(home/"mine/truth.csv")
+        change(images)
+        table = write_table(images, tmp_path/"t.csv")
+        asked = "evaluate", home/"model.safetensors", table, "--device", "cpu"
+        return json.loads(said(capsys, *asked, "--json")[1]), said(capsys, *asked)[1]
+    def nothing(images): pass
+    def without_cameras(images): images.loc[images.split != "train", "camid"] = ""
+    def apart(images):
+        rows = images.index[images.split != "train"]
+        images.loc[rows, "camid"] = [f"own{i}" for i in rows]
+    def without_pids(images):
+        rows = images.index[(images.split == "gallery") & (images.pid > 0)]
+        images.loc[rows[::7], "pid"] = -1
+    images, (whole, text) = list_images(home/"mine/truth.csv"), measured(nothing)
+    known = (images.split == "gallery") & (images.pid >= 0)
+    assert whole["gallery"] == known.sum() and f"in {known.sum()} images" in text
+    assert whole["without_pid"] == (images.split == "gallery").sum() - known.sum()
+    unknown, different = measured(without_cameras)[0], measured(apart)[0]
+    assert {k: unknown[k] for k in ("mAP", "queries")} == {k: different[k] for k in ("mAP", "queries")}
+    assert unknown["mAP"] != whole["mAP"]
+    fewer, text = measured(without_pids)
+    lost = len(range(0, int(((images.split == "gallery") & (images.pid > 0)).sum()), 7))
+    assert (fewer["gallery"], fewer["without_pid"]) == (whole["gallery"] - lost, whole["without_pid"] + lost)
+    assert f"; {fewer['without_pid']} gallery images without a pid left out (write 0 for people" in text
 
 
 def test_index_appends_and_search_finds(home, capsys, tmp_path):

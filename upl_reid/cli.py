@@ -54,7 +54,7 @@ def check_out(
     ours: Callable, # whether an existing file is of the same kind and may be replaced
 ) -> Path:
     "An output path that can be written without destroying another file. Raises `ConfigError`, before any work is done."
-    out, remedy = Path(path), "choose another name"
+    out, remedy = core.given_path(path), "choose another name"
     if out.suffix not in suffixes: raise core.ConfigError(f"{out} should end with {' or '.join(suffixes)}")
     if out.is_dir() or (out.exists() and not out.is_file()):
         raise core.ConfigError(f"{out} exists and is not a file; {remedy}")
@@ -107,7 +107,7 @@ def synth(
 ) -> tuple: # dict for JSON, text, exit code
     "Draw crops of synthetic people: some to adapt to, without identities, and some to search."
     import pandas as pd
-    out, networks = Path(a.out), experiments.PRESETS[a.preset].networks
+    out, networks = core.given_path(a.out), experiments.PRESETS[a.preset].networks
     if out.exists(): raise core.DataError(f"{out} exists; choose another folder, or remove it")
     if a.network not in networks:
         has = " and ".join(networks) or "no synthetic network"
@@ -233,21 +233,22 @@ def measure_retrieval(
     images: "pd.DataFrame", # of `list_images`, with queries, a gallery and identities
     reranked: bool = False, # k-reciprocal re-ranking
     progress: bool = False, # draw bars
-) -> dict: # mAP, mINP, rank-1 ... (shares of 1), queries, skipped, gallery; of a calibrated model also `count_matches`
+) -> dict: # mAP, mINP, rank-1 ... (shares), queries, skipped, gallery, without_pid; calibrated: also `count_matches`
     "Retrieval quality of a model on listed images. Raises `DataError` without queries or gallery."
-    number = {c: i for i, c in enumerate(sorted(set(images.camid)))}
-    parts = [images[images.split == name] for name in ("query", "gallery")]
+    numbered = images.assign(number=data.camera_numbers(images)[1])
+    parts = [numbered[images.split == name] for name in ("query", "gallery")]
     if not all(len(part) for part in parts):
         first = core.printable_text(images.path.iloc[0])
         raise core.DataError(f"of {len(images):,} images, first {first}, none is a query or none in the gallery; "
                              "give a table with the columns path,camid,pid,split")
     q, g = (embedder.embed(list(part.path), progress=progress) for part in parts)
-    (qp, qc), (gp, gc) = ((part.pid.to_numpy(), part.camid.map(number).to_numpy()) for part in parts)
+    (qp, qc), (gp, gc) = ((part.pid.to_numpy(), part.number.to_numpy()) for part in parts)
     ids = dict(query_pids=qp, query_camids=qc, gallery_pids=gp, gallery_camids=gc)
     if reranked: s = evaluation.evaluate_distances(evaluation.rerank(q, g), **ids)
     else: s = evaluation.evaluate_retrieval(q, g, **ids)
     facts = dict(mAP=s.mAP, mINP=s.mINP, **{f"rank-{k}": v for k, v in s.cmc.items()})
-    facts |= dict(queries=len(s.ap), skipped=s.skipped, gallery=len(g))
+    unknown = int((gp < 0).sum())
+    facts |= dict(queries=len(s.ap), skipped=s.skipped, gallery=len(g) - unknown, without_pid=unknown)
     return facts | (count_matches(embedder.calibration, q, qp, qc, g, gp, gc) if embedder.calibration else {})
 
 # %% ../nbs/cli.ipynb #1370482c
@@ -258,7 +259,10 @@ def evaluate(
     embedder = deployment.Embedder.load(a.model, a.device)
     m = measure_retrieval(embedder, data.list_images(a.root), a.rerank, show_bars(a))
     shares = ", ".join(f"{k} {100*v:.1f} %" for k, v in m.items() if k in ("mAP", "mINP") or k.startswith("rank-"))
-    lines = [f"{shares} ({m['queries']:,} queries in {m['gallery']:,} images, {m['skipped']} without a match left out)"]
+    counts = f"{m['queries']:,} queries in {m['gallery']:,} images, {m['skipped']} without a match left out"
+    if m["without_pid"]:
+        counts += f"; {m['without_pid']:,} gallery images without a pid left out (write 0 for people who match nobody)"
+    lines = [f"{shares} ({counts})"]
     for rate in (k.removeprefix("false matches at ") for k in m if k.startswith("false")):
         false, true = (100*m[f"{kind} matches at {rate}"] for kind in ("false", "true"))
         lines.append(f"threshold for a false-match rate of {100*float(rate):g} %: passed by {false:.2f} % of the pairs "
@@ -375,7 +379,7 @@ def _open_gallery(
     embedder: "Embedder", # makes vectors of a folder
 ) -> tuple: # the gallery, sentences on pictures that cannot be read
     "The gallery to search: from its file, or made of a folder or table. Raises `DataError` if it is empty."
-    source, bad = Path(a.gallery), []
+    source, bad = core.given_path(a.gallery), []
     if source.suffix == ".safetensors" or not source.exists():
         gallery = same_model(deployment.Gallery.load(source), embedder)
     else: gallery, _, bad = build_gallery(embedder, data.list_images(source, a.pattern), progress=show_bars(a))
@@ -395,7 +399,7 @@ def _queries(
     stride = max(1, len(gallery)//6)
     queries = a.query or list(gallery.rows.path[stride//2::stride][:6])
     own = {} if a.same_camera else dict(zip(gallery.rows.path, gallery.rows.camera))
-    return queries, [a.without or own.get(str(Path(q).resolve()), "") for q in queries]
+    return queries, [a.without or own.get(str(core.given_path(q).resolve()), "") for q in queries]
 
 # %% ../nbs/cli.ipynb #b314b8da
 def _save_picture(
@@ -442,7 +446,7 @@ def search(
     text += _hits_in_words(queries, without, hits)
     if a.picture:
         rows, columns = min(len(queries), 12), min(a.k, 10)
-        _save_picture(Path(a.picture), queries[:rows], hits, columns)
+        _save_picture(core.given_path(a.picture), queries[:rows], hits, columns)
         first = [f"the first {rows} queries"] if rows < len(queries) else []
         if columns < a.k: first.append(f"the first {columns} hits of each")
         text.append(", ".join([f"picture: {a.picture}", *first]))
@@ -532,10 +536,10 @@ REPORTS = (
     argument("--preset", help=f"{', '.join(PRESET_NAMES)}; the default of the notebooks is demo"),
     argument("--seeds", help="one or more, as in 0,1,2"), argument("--device", help="auto, cpu or cuda"),
     argument("--source", help="name of the first domain, as in market1501"),
-    argument("--source-root", type=Path, help="its folder; without one: the embedded network"),
+    argument("--source-root", type=core.given_path, help="its folder; without one: the embedded network"),
     argument("--target", help="name of the second domain, as in market1501"),
-    argument("--target-root", type=Path, help="its folder; without one: the embedded network"),
-    argument("--weights", type=Path, help="file of initial weights"),
+    argument("--target-root", type=core.given_path, help="its folder; without one: the embedded network"),
+    argument("--weights", type=core.given_path, help="file of initial weights"),
     argument("--plugins", default="", help="modules or .py files with methods of your own, separated by commas"),
     argument("--jobs", type=int, default=1, help="notebooks at a time; use more only if the runs are in the store"),
     [argument("--only", help="some notebooks, as in table2,table5; without it: all"),

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['printable_text', 'DataError', 'ConfigError', 'RunError', 'seed_for', 'seeded_torch', 'pick_device', 'to_numpy',
-           'match_type', 'count_pairs', 'write_atomic', 'read_rows', 'read_tensors', 'write_tensors', 'project_root',
-           'in_test', 'map_in_threads', 'file_state', 'content_digest', 'cached_digests', 'cache_digests',
-           'file_digests']
+           'match_type', 'count_pairs', 'given_path', 'write_atomic', 'read_rows', 'read_tensors', 'write_tensors',
+           'project_root', 'in_test', 'map_in_threads', 'file_state', 'content_digest', 'cached_digests',
+           'cache_digests', 'file_digests']
 
 # %% ../nbs/core.ipynb #21c06eea
 import contextlib, hashlib, json, os, sqlite3, time, warnings
@@ -97,6 +97,13 @@ def count_pairs(
     return pairs if apart is None else pairs - count_pairs(*columns, apart)
 
 # %% ../nbs/core.ipynb #138338f6
+def given_path(
+    path: str | Path, # as a user gives it
+) -> Path:
+    "A path with ~ expanded to the home folder; a name such as ~x, where no user is called x, stays as it is."
+    try: return Path(path).expanduser()
+    except RuntimeError: return Path(path)
+
 def write_atomic(
     path: str | Path, # final name
     content: bytes | str | Callable[[Path], None], # what to write, or a function that writes to the path it is given
@@ -104,7 +111,7 @@ def write_atomic(
     """Write a file so that it is complete under its final name or absent.
 
     Raises `RunError` if it cannot be written; the file that was there before stays."""
-    path = Path(path)
+    path = given_path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +140,7 @@ def read_tensors(
 ) -> tuple: # name -> tensor, metadata
     "Tensors and metadata of a file. Raises `RunError` with the name of a damaged file."
     try:
-        with safe_open(path, "pt") as f: return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
+        with safe_open(given_path(path), "pt") as f: return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
     except (SafetensorError, OSError) as e:
         raise RunError(f"{path} cannot be read ({e}); remove the run's folder to do it again") from e
 
@@ -157,9 +164,9 @@ def project_root() -> Path:
     Raises `ConfigError` if `$UPL_REID_ROOT` is no folder."""
     named = os.environ.get("UPL_REID_ROOT")
     if named:
-        if not Path(named).is_dir():
+        if not given_path(named).is_dir():
             raise ConfigError(f"UPL_REID_ROOT={named!r} is not a folder; unset it or point it at the project")
-        return Path(named).resolve()
+        return given_path(named).resolve()
     package = Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd()
     for folder in [Path.cwd(), *Path.cwd().parents, *package.parents]:
         if (folder/"settings.ini").is_file() and (folder/"upl_reid").is_dir(): return folder

@@ -139,10 +139,19 @@ def test_other_files_are_ignored_and_extensions_are_not_case_sensitive(tmp_path)
     for other in ("Thumbs.db", "readme.txt", "._0005_c2_f0046985.jpg", ".DS_Store", "0001_c1_f0000001.jpg.part"):
         put(tmp_path/"query"/other)
     (tmp_path/"query/folder.jpg").mkdir()
-    for more in ("0002_c3_f0000001.JPG", "0002_c3_f0000002.jpeg", "0002_c3_f0000003.PNG", "0002_c3_f0000004.JpEg"):
+    for more in ("0002_c3_f0000001.JPG", "0002_c3_f0000002.jpeg", "0002_c3_f0000003.PNG", "0002_c3_f0000004.JpEg",
+                 "0002_c3_f0000005.bmp", "0002_c3_f0000006.WebP"):
         put(tmp_path/"query"/more)
     query = load_domain("dukemtmc", tmp_path).query
-    assert sorted(query.pids.tolist()) == [1, 2, 2, 2, 2, 30] and query.camids[query.pids == 2].tolist() == [2]*4
+    assert sorted(query.pids.tolist()) == [1, 2, 2, 2, 2, 2, 2, 30] and set(query.camids[query.pids == 2]) == {2}
+
+
+@pytest.mark.parametrize("other", ["0002_c3_f0000005.tif", "0002_c3_f0000005.HEIC", "0002_c3_f0000005.avif"])
+def test_pictures_in_formats_that_are_not_read_are_refused(tmp_path, other):
+    make_folders(tmp_path, DUKE_ROWS, duke_name)
+    for name in (other, other.replace("5.", "6.")): put(tmp_path/"query"/name)
+    with pytest.raises(DataError, match=f"query holds 2 pictures in formats.* first {other}; convert"):
+        load_domain("dukemtmc", tmp_path)
 
 
 def test_the_order_of_the_folder_does_not_matter(tmp_path):

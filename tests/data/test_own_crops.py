@@ -176,6 +176,18 @@ def test_table_with_everything(tmp_path):
     assert domain.query.pids.tolist() == [7] and domain.gallery.camids.tolist() == [1]
 
 
+def test_unknown_cameras_are_one_in_training_and_differ_in_measuring(tmp_path):
+    for n in "abcdefg": picture(tmp_path/f"{n}.jpg")
+    head = "path,camid,split,pid\na.jpg,,train,\nb.jpg,,train,\nc.jpg,door,train,\n"
+    some = table(tmp_path/"t.csv", head + "d.jpg,,query,7\ne.jpg,,query,8\nf.jpg,,gallery,7\ng.jpg,door,gallery,8\n")
+    domain = as_domain(read_table(some))
+    assert domain.cameras == ("door", "") and domain.train.camids.tolist() == [1, 1, 0]
+    tested = [*domain.query.camids.tolist(), *domain.gallery.camids.tolist()]
+    assert tested[3] == 0 and len({*tested, 1}) == 5
+    same = table(tmp_path/"u.csv", head + "d.jpg,door,query,7\ng.jpg,door,gallery,7\n")
+    assert "in another camera" in fault(as_domain, read_table(same))
+
+
 def test_columns_may_be_missing_but_not_misspelt(tmp_path):
     picture(tmp_path/"a.jpg")
     assert read_table(table(tmp_path/"t.csv", "path\na.jpg\n")).camid.tolist() == [""]

@@ -1,6 +1,8 @@
 """Gallery: search against a full sort, and files that are wrong."""
 import json
 import math
+import warnings
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -111,6 +113,25 @@ def test_names_that_are_none_are_unknown():
     assert len(gallery) == len(gallery.vectors) == 4
 
 
+def test_one_name_holds_for_all_rows():
+    x = some(4, 8)
+    gallery = Gallery(8).add(x, list("abcd"), "cam1", "9:00").add(x[:1], "one", ["cam2"])
+    assert gallery.rows.camera.tolist() == ["cam1"]*4 + ["cam2"] and gallery.rows.time.tolist() == ["9:00"]*4 + [""]
+    assert gallery.rows.path.tolist() == ["a", "b", "c", "d", "one"]
+    for name in ("cam1", "cam2"):
+        assert gallery.search(x, 9, name).equals(gallery.search(x, 9, [name]*4))
+    assert set(gallery.search(x, 9, "cam1").path) == {"one"}
+
+
+def test_an_unknown_camera_to_leave_out_is_told():
+    gallery = Gallery(8).add(some(4, 8), list("abcd"), "cam1")
+    with pytest.warns(UserWarning, match="from camera cam9, nowhere, so nothing is left out"):
+        assert len(gallery.search(some(3, 8), 9, ["nowhere", "cam1", "cam9"])) == 8
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gallery.search(some(2, 8), 9, ["cam1", None])
+
+
 def test_more_hits_than_there_are(divided):
     x, gallery = divided
     assert len(gallery.search(x[:2], 10**12)) == 2*1500 and len(gallery.search(x[:1], 10**12, ["c1"])) == 1000
@@ -141,10 +162,11 @@ def test_a_saved_gallery_is_the_same(tmp_path, divided, size):
 
 
 def test_what_is_wrong_adds_nothing():
-    gallery = Gallery(8).add(some(3), "abc")
-    for x, paths, cameras in ((some(2), "a", None), (some(2), "ab", "c"), (some(2, 7), "ab", None),
-                              (np.zeros((1, 8)), "a", None), (np.full((1, 8), np.nan), "a", None),
-                              (np.full((1, 8), np.inf), "a", None), (np.zeros(8), "a", None)):
+    gallery = Gallery(8).add(some(3), list("abc"))
+    for x, paths, cameras in ((some(2), ["a"], None), (some(2), ["a", "b"], ["c"]), (some(2, 7), ["a", "b"], None),
+                              (some(2), "ab", None), (some(2), Path("ab"), None),
+                              (np.zeros((1, 8)), ["a"], None), (np.full((1, 8), np.nan), ["a"], None),
+                              (np.full((1, 8), np.inf), ["a"], None), (np.zeros(8), ["a"], None)):
         fault(gallery.add, x, paths, cameras)
         assert len(gallery) == 3 == len(gallery.vectors)
     fault(gallery.search, np.full((1, 8), np.nan))
@@ -157,7 +179,7 @@ def test_what_is_wrong_adds_nothing():
 
 def test_a_threshold_leaves_out_what_is_below():
     x = unit_vectors([[1, 0], [.8, .6], [0, 1]])
-    hits = Gallery(2, Calibration(10, -6, (.7, .8, .9, .95, .99))).add(x, "abc").search([[1, 0]], 3,
+    hits = Gallery(2, Calibration(10, -6, (.7, .8, .9, .95, .99))).add(x, list("abc")).search([[1, 0]], 3,
             false_match_rate=1e-3)
     assert hits.path.tolist() == ["a"] and hits.probability[0] == pytest.approx(1/(1 + math.exp(-4)), rel=1e-5)
 

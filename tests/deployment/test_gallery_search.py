@@ -194,7 +194,7 @@ def test_a_gallery_grows_by_few_moves():
 
 def test_what_the_caller_gives_is_neither_kept_nor_changed():
     x = np.full((2, 4), 3, np.float32)
-    gallery = Gallery(4).add(x, "ab")
+    gallery = Gallery(4).add(x, ["a", "b"])
     held = gallery.vectors
     assert (x == 3).all()
     x[:] = np.nan

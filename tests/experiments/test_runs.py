@@ -19,6 +19,7 @@ from upl_reid import core
 from upl_reid.components.encoder import build_encoder
 from upl_reid.core import ConfigError, DataError, file_digests, RunError, read_rows, read_tensors, write_tensors
 from upl_reid.data.image_bank import ImageBank, normalise_images
+from upl_reid.data.splits import Domain, Split
 from upl_reid.data.synthetic import write_domain
 from upl_reid.evaluation.reranking import expand_queries
 from upl_reid.evaluation.retrieval import evaluate_retrieval
@@ -171,6 +172,26 @@ def test_other_ways_to_rank(store):
     expanded = expand_queries(features["query"], features["gallery"])
     assert score("expanded") == evaluate_retrieval(expanded, features["gallery"], **truth(domain)).mAP != score()
     with pytest.raises(ConfigError, match="sorted"): score_retrieval(run.test_features(), domain, "sorted")
+
+
+def test_the_only_image_of_a_camera_keeps_its_direction_under_centring():
+    g = torch.Generator().manual_seed(0)
+    x = torch.nn.functional.normalize(torch.randn(7, 5, generator=g), dim=1)
+    pids, camids = np.array([1, 2, 1, 1, 2, 3, 2]), np.array([0, 0, 1, 1, 1, 1, 2])      # camera 2 has one image
+    paths = [Path(f"{i}.jpg") for i in range(7)]
+    split = lambda rows: Split(tuple(paths[i] for i in rows), pids[rows], camids[rows])
+    query, gallery = np.arange(2), np.arange(2, 7)
+    domain = Domain("folder", split(query), split(query), split(gallery))
+    points = x.double().numpy().copy()
+    for c in (0, 1): points[camids == c] -= points[camids == c].mean(0)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    expected = []
+    for q in query:
+        ranked = [i for i in sorted(gallery, key=lambda i: -points[q] @ points[i]) if camids[i] != camids[q]]
+        hits = [rank for rank, i in enumerate(ranked, 1) if pids[i] == pids[q]]
+        expected.append(np.mean([n/rank for n, rank in enumerate(hits, 1)]))
+    scores = score_retrieval(dict(query=x[query], gallery=x[gallery]), domain, "centred")
+    np.testing.assert_allclose(scores.ap, expected, atol=1e-6)
 
 
 def test_mirror_images_are_ranked_with(store):

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 
-from ..core import ConfigError, DataError, seeded_torch
+from ..core import ConfigError, DataError, given_path, seeded_torch
 
 # %% ../../nbs/components/00_encoder.ipynb #93a95c00
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ def read_weights(
     path: str | Path, # .safetensors, or a torch file of tensors
 ) -> dict: # name -> tensor
     "A state dict from a file, without unpickling code. Raises `DataError` naming the file."
-    path, remedy = Path(path), "save a plain state dict as .safetensors or .pth"
+    path, remedy = given_path(path), "save a plain state dict as .safetensors or .pth"
     if not path.is_file(): raise DataError(f"no weights at {path}; give the path of a .safetensors or .pth file")
     try:
         if path.suffix == ".safetensors": state: Any = safetensors.torch.load_file(path)

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 import numpy as np
 
-from ..core import DataError, printable_text
+from ..core import DataError, given_path, printable_text
 
 # %% ../../nbs/data/10_decoding.ipynb #240836bd
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
@@ -41,7 +41,8 @@ def read_image(
 ) -> Image.Image: # RGB, fully decoded, the file is closed again
     "Decode one image to upright RGB. Raises `DataError` for a file that is missing, truncated, too large or no image."
     try:
-        if not Path(path).is_file(): raise FileNotFoundError("it is no file") # opening a pipe would wait for a writer
+        path = given_path(path)
+        if not path.is_file(): raise FileNotFoundError("it is no file") # opening a pipe would wait for a writer
         with Image.open(path, formats=FORMATS) as image: return upright_rgb(image)
     except Exception as e: # a damaged file can make a decoder raise any exception
         words = str(e).replace(repr(str(path)), "the file").replace(str(path), "the file")

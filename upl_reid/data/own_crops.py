@@ -6,8 +6,9 @@
 __all__ = ['PICTURE_SUFFIXES', 'OTHER_SUFFIXES', 'COLUMNS', 'MAX_ROWS', 'OWN', 'FEWEST', 'raise_faults', 'is_file', 'is_not_utf8',
            'field_fault', 'file_fault', 'parse_row', 'check_header', 'read_lines', 'read_table', 'walk_folder',
            'find_images', 'ignored_files', 'cameras_by_folder', 'compile_pattern', 'cameras_by_pattern', 'read_folder',
-           'list_images', 'natural_sort_key', 'check_measurable', 'as_domain', 'load_folder', 'write_table',
-           'examine_image', 'camera_advice', 'size_advice', 'count_advice', 'check_images', 'report_in_words']
+           'list_images', 'natural_sort_key', 'camera_numbers', 'check_measurable', 'as_domain', 'load_folder',
+           'write_table', 'examine_image', 'camera_advice', 'size_advice', 'count_advice', 'check_images',
+           'report_in_words']
 
 # %% ../../nbs/data/20_own_crops.ipynb #11f789b7
 import csv, hashlib, io, os, re
@@ -18,7 +19,7 @@ from typing import Sequence
 import numpy as np
 import pandas as pd
 
-from ..core import DataError, map_in_threads, printable_text, write_atomic
+from ..core import DataError, given_path, map_in_threads, printable_text, write_atomic
 from .decoding import read_image
 from .splits import Domain, Split
 
@@ -93,7 +94,7 @@ def parse_row(
         return None, f"has {count} than the first line"
     name, pid, split = (fields.get(k, "").strip() for k in ("path", "pid", "split"))
     if fault := field_fault(name, pid, split): return None, fault
-    path = next((p for p in (home/fields["path"], home/name) if is_file(p)), None)
+    path = next((p for p in (home/fields["path"], home/name, given_path(name)) if is_file(p)), None)
     if fault := file_fault(fields, name, path): return None, fault
     camera, time = (fields.get(k, "").strip() for k in ("camid", "time"))
     return (path, camera, int(pid or -1), split or "train", time), ""
@@ -141,7 +142,7 @@ def read_table(
     path: str | Path, # CSV file, UTF-8
 ) -> pd.DataFrame: # path (Path), camid (str), pid (int64), split, time (str); one row an image
     "The images that a CSV file lists. Raises `DataError` with every fault: columns, lines, files that are not there."
-    path = Path(path)
+    path = given_path(path)
     try: file = open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") # file names may be any bytes
     except OSError as e: raise DataError(f"{path} cannot be read ({e.strerror})") from None
     with file: rows, faults = read_lines(path, file)
@@ -166,7 +167,7 @@ def find_images(
     root: str | Path, # folder
 ) -> list: # of Path relative to the root, in the order of their names
     "All image files below a folder. Raises `DataError` if there are none."
-    root = Path(root)
+    root = given_path(root)
     def refused(e):
         remedy = "give yourself the right to read it, or move it away"
         raise DataError(f"{e.filename} cannot be listed ({e.strerror}); {remedy}")
@@ -181,7 +182,7 @@ def ignored_files(
     root: str | Path, # folder or table
 ) -> list: # of sentences
     "What lies in a folder, looks like crops and is not read: links to folders, pictures in other formats."
-    root, links, others = Path(root).expanduser(), [], []
+    root, links, others = given_path(root), [], []
     for folder, inner, names in walk_folder(root):
         links += [(folder/n).relative_to(root) for n in inner if (folder/n).is_symlink()]
         others += [(folder/n).relative_to(root) for n in names if Path(n).suffix.lower() in OTHER_SUFFIXES]
@@ -245,7 +246,7 @@ def read_folder(
     pattern: str | None = None, # regular expression with a group "cam", perhaps "pid"; None: sub-folders are cameras
 ) -> pd.DataFrame: # as of `read_table`
     "The images below a folder. Raises `DataError` for a wrong pattern and where cameras cannot be told."
-    root, names = Path(root), find_images(root)
+    root, names = given_path(root), find_images(root)
     if pattern is None: rows = cameras_by_folder(root, names)
     else: rows = cameras_by_pattern(root, names, compile_pattern(pattern))
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -255,7 +256,7 @@ def list_images(
     pattern: str | None = None, # for a folder, see `read_folder`
 ) -> pd.DataFrame: # path, camid, pid, split, time
     "The images of a table or folder, with what is known about them. Raises `DataError` for any fault."
-    root = Path(root).expanduser()
+    root = given_path(root)
     if root.is_file(): return read_table(root)
     remedy = "give the folder of the crops, or a table of them"
     if not root.is_dir(): raise DataError(f"{root} is neither a folder nor a CSV file; {remedy}")
@@ -270,6 +271,18 @@ def natural_sort_key(
     digits = lambda t: t.isascii() and t.isdigit()
     part = lambda t: (0, len(t.lstrip("0")), t.lstrip("0")) if digits(t) else (1, 0, t)
     return *(part(t) for t in re.split(r"(\d+)", name) if t), (2, 0, name)
+
+def camera_numbers(
+    images: pd.DataFrame, # of `list_images`
+) -> tuple[tuple, np.ndarray]: # names in order, (N,) int64 number of each image's camera
+    """Cameras numbered in the order of their names.
+
+    Training images of unknown cameras share a number. A query or gallery image of an unknown camera has one of its own:
+    measuring leaves out matches from the query's camera, and two unknown cameras need not be the same."""
+    names = tuple(sorted(set(images.camid), key=natural_sort_key))
+    numbers = images.camid.map({name: i for i, name in enumerate(names)}).to_numpy(np.int64)
+    own = ((images.camid == "") & (images.split != "train")).to_numpy()
+    return names, np.where(own, len(names) + np.arange(len(images)), numbers)
 
 def check_measurable(
     query: Split, # may be empty
@@ -292,16 +305,15 @@ def as_domain(
     name: str = "folder", # of the domain
 ) -> Domain: # splits sorted by path
     "Listed images as a domain. Raises `DataError` without training images, and if queries and gallery do not fit."
-    cameras = sorted(set(images.camid), key=natural_sort_key)
-    number = {name: i for i, name in enumerate(cameras)}
+    cameras, numbers = camera_numbers(images)
     def split(part):
-        rows = images[images.split == part].sort_values("path")
-        return Split(tuple(rows.path), rows.pid.to_numpy(np.int64), rows.camid.map(number).to_numpy(np.int64))
+        rows = images.assign(number=numbers)[images.split == part].sort_values("path")
+        return Split(tuple(rows.path), rows.pid.to_numpy(np.int64), rows.number.to_numpy(np.int64))
     train, query, gallery = map(split, ("train", "query", "gallery"))
     if not len(train):
         raise DataError(f"none of {len(images):,} images is for training; leave the split of some empty or write train")
     check_measurable(query, gallery)
-    return Domain(name, train, query, gallery, tuple(cameras))
+    return Domain(name, train, query, gallery, cameras)
 
 def load_folder(
     root: str | Path, # CSV file, or folder
@@ -316,7 +328,7 @@ def write_table(
     path: str | Path, # CSV file to write; paths below its folder are written relative to it
 ) -> Path:
     "Write images as the table that `read_table` reads, for example with cameras that a pattern found."
-    path, text = Path(path), io.StringIO()
+    path, text = given_path(path), io.StringIO()
     home = path.parent.absolute() # links are not resolved: two names of one picture are two rows
     def name(p):
         p = p.absolute()

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from joblib import delayed, Parallel
 import numpy as np
 
-from ..core import ConfigError, DataError, seed_for
+from ..core import ConfigError, DataError, given_path, seed_for
 
 # %% ../../nbs/data/40_synthetic.ipynb #b365454d
 @dataclass(frozen=True)
@@ -492,7 +492,7 @@ def write_domain(
     Raises `ConfigError` for impossible arguments, `DataError` if root/name holds another network."""
     network = Network(name, train_ids, test_ids, cameras, tuple(size), seed)
     check_network(network)
-    final = Path(root)/name
+    final = given_path(root)/name
     if final.exists():
         if holds_network(final, network): return final
         raise DataError(f"{final} holds something else than the network asked for; remove it or choose another root")

@@ -9,8 +9,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "default_batch", "Embedder", "calibrate_run"],
     "gallery": ["EXACT", "KNOWN", "unit_vectors", "sample_rows", "GrowingArray", "pad_hits", "best_of_all",
         "best_of_candidates", "principal_axes", "cell_centres", "empty_index", "index_codebook", "ivf_candidates",
-        "cell_ranks", "checked_name", "GalleryRows", "GalleryColumns", "GalleryTable", "GalleryNeighbours",
-        "GalleryTruth", "GalleryTuning", "GalleryIndex", "GrowingGallery", "Hits", "GalleryNearest", "GallerySearch",
-        "Gallery", "draw_hits"],
+        "cell_ranks", "checked_name", "one_each", "GalleryRows", "GalleryColumns", "GalleryTable",
+        "GalleryNeighbours", "GalleryTruth", "GalleryTuning", "GalleryIndex", "GrowingGallery", "Hits",
+        "GalleryNearest", "GallerySearch", "Gallery", "draw_hits"],
     "onnx_export": ["CARD", "FromBytes", "export_onnx", "model_card"],
 })

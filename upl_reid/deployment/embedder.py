@@ -20,7 +20,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..components.encoder import build_encoder
-from ..core import ConfigError, DataError, pick_device, printable_text, to_numpy, write_tensors
+from ..core import ConfigError, DataError, given_path, pick_device, printable_text, to_numpy, write_tensors
 from ..data.decoding import read_image, upright_rgb
 from ..data.image_bank import normalise_images
 from ..data.splits import Split, Unlabelled
@@ -204,7 +204,7 @@ class EmbedderFile(EmbedderWeights):
         device: str = "auto", # auto, cpu, cuda
     ) -> Self:
         "A model from a run or a file. Raises `DataError` naming a source that is not a model, or damaged."
-        path = source if isinstance(source, Run) else Path(source).expanduser()
+        path = source if isinstance(source, Run) else given_path(source)
         facts, tensors, file = _read_run(path) if isinstance(path, Run) or path.is_dir() else _read_file(path)
         return cls(build_model(facts, tensors, file), facts, pick_device(device))
 
@@ -212,7 +212,7 @@ class EmbedderFile(EmbedderWeights):
         path: str | Path, # .safetensors
     ) -> Path:
         "Write the model as one file, complete or not at all."
-        return write_tensors(Path(path), self.model.state_dict(), upl_reid=json.dumps(self.facts))
+        return write_tensors(given_path(path), self.model.state_dict(), upl_reid=json.dumps(self.facts))
 
     def calibrated(self,
         calibration: Calibration, # of `fit_calibration`

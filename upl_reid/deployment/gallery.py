@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['EXACT', 'KNOWN', 'unit_vectors', 'sample_rows', 'GrowingArray', 'pad_hits', 'best_of_all', 'best_of_candidates',
            'principal_axes', 'cell_centres', 'empty_index', 'index_codebook', 'ivf_candidates', 'cell_ranks',
-           'checked_name', 'GalleryRows', 'GalleryColumns', 'GalleryTable', 'GalleryNeighbours', 'GalleryTruth',
-           'GalleryTuning', 'GalleryIndex', 'GrowingGallery', 'Hits', 'GalleryNearest', 'GallerySearch', 'Gallery',
-           'draw_hits']
+           'checked_name', 'one_each', 'GalleryRows', 'GalleryColumns', 'GalleryTable', 'GalleryNeighbours',
+           'GalleryTruth', 'GalleryTuning', 'GalleryIndex', 'GrowingGallery', 'Hits', 'GalleryNearest', 'GallerySearch',
+           'Gallery', 'draw_hits']
 
 # %% ../../nbs/deployment/30_gallery.ipynb #1949611c
-import json
+import json, warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self, Sequence, TYPE_CHECKING, TypeVar
@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import safe_open, SafetensorError
 import torch
 
-from ..core import ConfigError, DataError, printable_text, seed_for, write_tensors
+from ..core import ConfigError, DataError, given_path, printable_text, seed_for, write_tensors
 from ..data.decoding import read_image
 from .match_calibration import Calibration, PARSE_ERRORS
 
@@ -241,6 +241,16 @@ def checked_name(
     if "\0" in text: raise DataError(f"{printable_text(text)!r} has a zero byte; use another name")
     return text
 
+def one_each(
+    names, # sequence of names, or one name for all
+    count: int, # how many are needed
+    what: str, # what they are, for the message
+) -> list: # of str, see `checked_name`
+    "As many names as there are vectors. Raises `DataError` for another number of names."
+    if isinstance(names, (str, Path)): return [checked_name(names)]*count
+    if len(names) != count: raise DataError(f"{count} vectors with {len(names)} {what}; give one for every vector")
+    return [checked_name(name) for name in names]
+
 # %% ../../nbs/deployment/30_gallery.ipynb #53d0dd20
 class GalleryRows:
     "Vectors with camera, time and path."
@@ -394,17 +404,16 @@ class GrowingGallery(GalleryIndex):
     def add(self,
         features, # (n, d)
         paths: Sequence, # n
-        cameras: Sequence | None = None, # n names; None: unknown
-        times: Sequence | None = None, # n; None: unknown
+        cameras: Sequence | str | None = None, # n names, or one for all; None: unknown
+        times: Sequence | str | None = None, # n, or one for all; None: unknown
     ) -> Self: # itself
         "Append vectors. Raises `DataError` for columns of unequal length, and adds nothing then."
-        x, given = unit_vectors(features, self.dim), dict(zip(KNOWN, (paths, cameras, times)))
+        x = unit_vectors(features, self.dim)
         if paths is None: raise DataError(f"{len(x)} vectors without paths; give one for every vector")
-        for name, column in given.items():
-            if column is not None and len(column) != len(x):
-                raise DataError(f"{len(x)} vectors with {len(column)} {name}s; give one for every vector")
-        names = {k: [""]*len(x) if v is None else [checked_name(w) for w in v] for k, v in given.items()}
-        self._append(x, names)
+        if isinstance(paths, (str, Path)) and len(x) > 1:
+            raise DataError(f"{len(x)} vectors with the one path {printable_text(paths)!r}; give one for every vector")
+        given = dict(zip(KNOWN, (paths, cameras, times)))
+        self._append(x, {k: [""]*len(x) if v is None else one_each(v, len(x), f"{k}s") for k, v in given.items()})
         if len(self) > max(EXACT, 4*self.built): self._build_index()
         elif self.index: self._fill(x)
         return self
@@ -414,14 +423,13 @@ def _check_search(
     gallery: GalleryIndex, # to be searched
     queries: np.ndarray, # (Q, d)
     k: int, # should be at least 1
-    without: Sequence | None, # should have Q names
+
     false_match_rate: float | None, # needs a calibration
 ):
     "Raises `DataError` or `ConfigError`, as `GallerySearch.search` says."
     if not len(gallery): raise DataError("the gallery is empty; add vectors before searching")
     if k < 1: raise ConfigError(f"k={k}: ask for at least one hit")
-    if without is not None and len(without) != len(queries):
-        raise DataError(f"{len(queries)} queries with {len(without)} cameras to leave out; give one for each")
+
     if false_match_rate is not None and gallery.calibration is None:
         raise ConfigError("this gallery has no calibration, so a false-match rate has no threshold; "
                           "give it the calibration of the model, or no false-match rate")
@@ -447,21 +455,28 @@ class Hits:
 # %% ../../nbs/deployment/30_gallery.ipynb #e4a5d421
 class GalleryNearest(GrowingGallery):
     "A gallery that is searched for arrays of hits."
+    def _numbers_of(self,
+        without: Sequence | str, # names of cameras, or one for all queries
+        count: int, # queries
+    ) -> np.ndarray: # (count,) number of each camera in the gallery, -1: none
+        "Cameras to leave out; warns of names that no image of the gallery has."
+        names = one_each(without, count, "cameras to leave out")
+        if unknown := sorted({n for n in names if n and n not in self.cameras}):
+            warnings.warn(f"no image of the gallery is from camera {printable_text(', '.join(unknown))}, so nothing is "
+                          "left out for it; cameras have the names that `add` was given", stacklevel=4)
+        return np.array([self.cameras.get(name, -1) if name else -1 for name in names], np.int64)
     def nearest(self,
         queries, # (Q, d)
         k: int = 10, # hits per query
-        without: Sequence | None = None, # Q cameras to leave out, such as the query's own; empty name or None: none
+        without: Sequence | str | None = None, # Q cameras to leave out, or one for all; empty name or None: none
         false_match_rate: float | None = None, # leave out hits below the threshold for this rate; None: keep all
     ) -> Hits: # (Q, min(k, N)) cosines and positions
         """The most similar vectors, as arrays.
 
         Raises `DataError` for an empty gallery, `ConfigError` for k below 1 or a rate without a calibration."""
         x = unit_vectors(queries, self.dim)
-        _check_search(self, x, k, without, false_match_rate)
-        left_out = np.full(len(x), -1)
-        if without is not None:             # an unknown camera, and the empty name, leave nothing out
-            names = [checked_name(name) for name in without]
-            left_out[:] = [self.cameras.get(name, -1) if name else -1 for name in names]
+        _check_search(self, x, k, false_match_rate)
+        left_out = np.full(len(x), -1) if without is None else self._numbers_of(without, len(x))
         cosine, position = self._nearest(x, min(k, len(self)), left_out)
         if false_match_rate is not None and self.calibration is not None:
             low = cosine < self.calibration.threshold(false_match_rate)
@@ -474,7 +489,7 @@ class GallerySearch(GalleryNearest):
     def search(self,
         queries, # (Q, d)
         k: int = 10, # hits per query
-        without: Sequence | None = None, # as of `nearest`
+        without: Sequence | str | None = None, # as of `nearest`
         false_match_rate: float | None = None, # as of `nearest`
     ) -> "pd.DataFrame": # as of `Hits.table`
         "The most similar vectors, as a table. Raises as `nearest` does."
@@ -573,14 +588,14 @@ class Gallery(GallerySearch):
         "Write everything as one file, complete or not at all. Raises `RunError` if it cannot be written."
         facts, arrays = _content(self)
         tensors = {k: torch.from_numpy(v) for k, v in arrays.items()}
-        return write_tensors(Path(path), tensors, upl_reid_gallery=json.dumps(facts))
+        return write_tensors(given_path(path), tensors, upl_reid_gallery=json.dumps(facts))
 
     @classmethod
     def load(cls,
         path: str | Path, # of `save`
     ) -> Self:
         "Read a gallery. Raises `DataError` for a file that is damaged or something else."
-        path = Path(path)
+        path = given_path(path)
         if not path.is_file(): raise DataError(f"there is no gallery {path}; make it with `upl-reid index`")
         try:
             facts, arrays = _read_file(path)

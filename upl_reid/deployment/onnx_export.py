@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core import DataError, printable_text, RunError, seed_for, write_atomic
+from ..core import DataError, given_path, printable_text, RunError, seed_for, write_atomic
 from ..data.image_bank import IMAGENET_MEAN, IMAGENET_STD
 from .embedder import Embedder
 
@@ -101,7 +101,7 @@ def export_onnx(
     worst = _largest_difference(content, module, embedder.size)
     if not worst <= tolerance:
         raise RunError(f"onnxruntime and torch differ by {worst:.1e}, more than {tolerance:.0e}; nothing was written")
-    write_atomic(Path(path), content)
+    write_atomic(given_path(path), content)
     return worst
 
 # %% ../../nbs/deployment/40_onnx_export.ipynb #718720e3

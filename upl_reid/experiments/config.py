@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 import upl_reid.methods
-from ..core import ConfigError
+from ..core import ConfigError, given_path
 from ..training.method import Budget, METHODS, check_arguments
 
 # %% ../../nbs/experiments/00_config.ipynb #e4fe7ce6
@@ -131,7 +131,7 @@ def load_plugins(
 ) -> dict: # name -> class, all registered methods
     "Import modules from outside the package that register methods. Raises `ConfigError` for one that does not."
     for name in filter(None, (str(n).strip() for n in (names.split(",") if isinstance(names, str) else names))):
-        file = Path(name).expanduser().resolve() if name.endswith(".py") else None
+        file = given_path(name).resolve() if name.endswith(".py") else None
         key, before = str(file or name), set(METHODS)
         if key in PLUGINS: continue
         try: module = import_file(file) if file else importlib.import_module(name)

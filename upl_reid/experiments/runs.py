@@ -31,7 +31,7 @@ from torch import nn
 from ..components.clustering import camera_center
 from ..components.encoder import build_encoder, Encoder, FlipAverage
 from ..components.memory import cross_camera_info_nce, cross_camera_masks
-from ..core import ConfigError, DataError, file_digests, pick_device, project_root
+from ..core import ConfigError, DataError, file_digests, given_path, pick_device, project_root
 from ..core import read_rows, read_tensors, RunError, write_atomic, write_tensors
 from ..data.benchmarks import load_domain, split_identities
 from ..data.image_bank import ImageBank
@@ -50,7 +50,7 @@ from ..training.method import Method, METHODS, Supervised
 # %% ../../nbs/experiments/10_runs.ipynb #f87de62a
 def store_root() -> Path:
     "Where runs are kept: `$UPL_REID_RUNS`, else runs/ in the project."
-    return Path(os.environ.get("UPL_REID_RUNS") or project_root()/"runs")
+    return given_path(os.environ.get("UPL_REID_RUNS") or project_root()/"runs")
 
 def check_network(
     name: str, # domain
@@ -74,7 +74,7 @@ def open_domain(
     if roots and roots.get(name): return load_domain(name, roots[name])
     check_network(name, preset)
     train, test, cameras = PRESETS[preset].networks[name]
-    folder = Path(store or store_root())/"data"/f"{preset}-{train}-{test}-{cameras}"
+    folder = given_path(store or store_root())/"data"/f"{preset}-{train}-{test}-{cameras}"
     size = PRESETS[preset].size
     return load_domain(name, write_domain(name, folder, train_ids=train, test_ids=test, cameras=cameras, size=size))
 
@@ -121,9 +121,9 @@ def weights_mark(
 ) -> list: # of eight hexadecimal digits: one entry or none
     "The fingerprint of a file of initial weights. Raises `ConfigError` if it is not there."
     if not roots.get("weights"): return []
-    if not Path(roots["weights"]).is_file():
-        raise ConfigError(f"no file of weights at {roots['weights']}; give a local .safetensors or .pth file")
-    return [file_digests([roots["weights"]], cache)[0][:8]]
+    file = given_path(roots["weights"])
+    if not file.is_file(): raise ConfigError(f"no file of weights at {file}; give a local .safetensors or .pth file")
+    return [file_digests([file], cache)[0][:8]]
 
 def run_paths(
     configs: Iterable[RunConfig], # of runs
@@ -321,8 +321,10 @@ def score_retrieval(
     if how == "reranked": return evaluate_distances(rerank(query, gallery), **truth)
     if how == "expanded": query = expand_queries(query, gallery)
     if how == "centred":
-        camids = torch.as_tensor(np.concatenate([q.camids, g.camids]), device=query.device)
-        query, gallery = camera_center(torch.cat([query, gallery]), camids).split([len(query), len(gallery)])
+        both, camids = torch.cat([query, gallery]), np.concatenate([q.camids, g.camids])
+        centred = camera_center(both, torch.as_tensor(camids, device=both.device))
+        alone = centred.norm(dim=1, keepdim=True) == 0       # the only image of its camera keeps its direction
+        query, gallery = torch.where(alone, both, centred).split([len(query), len(gallery)])
     return evaluate_retrieval(query=query, gallery=gallery, **truth)
 
 # %% ../../nbs/experiments/10_runs.ipynb #984b5661
@@ -739,7 +741,7 @@ def get_run(
     progress: bool = True, # draw bars
 ) -> Run:
     "Load a finished run, resume an interrupted one, or train it. Waits if another process is training it."
-    store = Path(store or store_root())
+    store = given_path(store or store_root())
     path = run_path(config, roots, store)
     if not again and (run := found_run(config, path)): return run
     at = Workplace(pick_device(str(device)), roots, store, progress, shipped=not again)
@@ -761,7 +763,7 @@ def ship_pretraining(
     written = []
     for source in sources:
         run = get_run(RunConfig(preset, source, seed=seed), store=store, again=again, device="cpu")
-        train = labelled_images(open_domain(source, preset, None, Path(store or store_root())))
+        train = labelled_images(open_domain(source, preset, None, given_path(store or store_root())))
         kept = split_identities(train, PRESETS[preset].held, seed)[0]
         weights, facts = shipped_files(run.config)
         write_tensors(weights, read_tensors(run.path/"model.safetensors")[0])

@@ -19,7 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 import upl_reid.methods
-from ..core import pick_device, printable_text, read_rows, RunError
+from ..core import given_path, pick_device, printable_text, read_rows, RunError
 from .config import load_plugins, method_sources, PLUGINS, PRESETS, RunConfig, SOURCES
 from .runs import again_path, cpu_cores, found_run, get_run, open_domain, pretraining_configs
 from .runs import run_paths, store_root
@@ -243,7 +243,7 @@ def get_runs(
     progress: bool = True, # draw bars
 ) -> list: # of Run, in the order of `configs`
     "All runs of a table, with methods of the package, of plugins and of a notebook. Raises `RunError` if a run fails."
-    configs, store = list(configs), Path(store or store_root())
+    configs, store = list(configs), given_path(store or store_root())
     for name, preset in {(n, c.preset) for c in configs for n in (c.source, c.target) if n}:
         open_domain(name, preset, roots, store) # a missing folder stops here
     first = [p for c in configs for p in pretraining_configs(c)]
