@@ -25,8 +25,8 @@ from upl_reid.evaluation.reranking import expand_queries
 from upl_reid.evaluation.retrieval import evaluate_retrieval
 from upl_reid.experiments import runs
 from upl_reid.experiments.config import PRESETS, RunConfig
-from upl_reid.experiments.runs import (Run, again_path, features_to_rank, get_run, open_domain, resume_point, run_path,
-                                        score_retrieval)
+from upl_reid.experiments.runs import (Run, again_path, features_to_rank, get_run, labelled_images, open_domain,
+                                        resume_point, run_path, score_retrieval)
 from upl_reid.experiments.tables import rank_again
 from upl_reid.training.loop import embed_bank
 from upl_reid.training.method import METHODS, Method, register
@@ -172,6 +172,15 @@ def test_other_ways_to_rank(store):
     expanded = expand_queries(features["query"], features["gallery"])
     assert score("expanded") == evaluate_retrieval(expanded, features["gallery"], **truth(domain)).mAP != score()
     with pytest.raises(ConfigError, match="sorted"): score_retrieval(run.test_features(), domain, "sorted")
+
+
+@pytest.mark.parametrize("name", ["labelled", "market1501"])
+def test_person_0_of_a_source_is_a_person(name):
+    pids = np.array([0, 0, 3, -1, 3, 0])
+    train = Split(tuple(Path(f"{i}.jpg") for i in range(6)), pids, np.array([0, 1, 0, 0, 1, 1]))
+    empty = train.subset(np.zeros(6, bool))
+    source = labelled_images(Domain(name, train, empty, empty))
+    assert source.pids.tolist() == [0, 0, 3, 3, 0] and [p.stem for p in source.paths] == list("01245")
 
 
 def test_the_only_image_of_a_camera_keeps_its_direction_under_centring():

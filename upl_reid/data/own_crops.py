@@ -411,7 +411,7 @@ def check_images(
     first, last = count_advice(len(images), usable, copies)
     spread = lambda column: [int(f(sizes[:, column])) for f in (np.min, np.median, np.max)] if usable else []
     return dict(images=len(images), readable=usable, cameras=cameras,
-                identities=int((images.pid[images.pid > 0]).nunique()),
+                identities=int(images.pid[images.pid >= (images.split != "train")].nunique()),
                 splits={k: int(v) for k, v in images.split.value_counts().items()},
                 width=spread(0), height=spread(1), unreadable=bad, copies=copies,
                 sufficient=not bad and usable - copies >= FEWEST,

@@ -315,7 +315,7 @@ def most_seen(
 ) -> np.ndarray: # pids, ascending
     "Identities seen by the most cameras, ties in random order. Raises `DataError` for fewer than one."
     if people < 1: raise DataError(f"people={people}: draw at least one identity")
-    pids = np.random.default_rng(seed_for("most seen", seed)).permutation(np.unique(split.pids[split.pids > 0]))
+    pids = np.random.default_rng(seed_for("most seen", seed)).permutation(np.unique(split.pids[split.pids >= 0]))
     cameras = np.array([len(np.unique(split.camids[split.pids == p])) for p in pids])
     return np.sort(pids[np.argsort(-cameras, kind="stable")[:people]])
 
