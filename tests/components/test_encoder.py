@@ -15,7 +15,7 @@ from torch import nn
 
 from upl_reid.components.encoder import (IBN, SHAPES, Encoder, FlipAverage, Shape, StemViT, build_encoder,
                                          compute_dtype, cosine_restarts, feature_map, forward_cost, load_deit,
-                                         load_timm, make_ema, map_and_output, parameter_groups, pretrained_state,
+                                         load_named, make_ema, map_and_output, parameter_groups, pretrained_state,
                                          read_weights, split_norms, update_ema, use_ibn)
 from upl_reid.core import ConfigError, DataError, seeded_torch
 from upl_reid.components.srmo import loss_slopes
@@ -346,8 +346,6 @@ def test_weights_round_trip(tmp_path, name):
     assert same(read_weights(write(tmp_path/name, STATE)), STATE) and same(read_weights(str(tmp_path/name)), STATE)
 
 
-def test_model_entry_is_unwrapped(tmp_path):
-    assert same(read_weights(write(tmp_path/"w.pth", {"model": STATE, "epoch": 3})), STATE)
 
 
 class Trap:
@@ -364,7 +362,6 @@ BAD = {
     "list.pth": [torch.zeros(2)],
     "tensor.pth": torch.zeros(2),
     "nothing.pth": {},
-    "wrapped.pth": {"state_dict": STATE},
     "model.pth": {"model": [torch.zeros(2)]},
 }
 
@@ -482,7 +479,7 @@ def test_timm_weights_that_do_not_fit_leave_the_body_alone(fault):
     state, before = other.state_dict(), {k: v.clone() for k, v in body.state_dict().items()}
     if fault == "missing": del state["layer4.1.bn2.running_var"]
     else: state["layer4.1.bn2.running_var"] = torch.ones(3)
-    with pytest.raises(DataError, match=r"layer4\.1\.bn2\.running_var"): load_timm(body, state)
+    with pytest.raises(DataError, match=r"layer4\.1\.bn2\.running_var"): load_named(body, state)
     assert same(body.state_dict(), before)
 
 
@@ -725,10 +722,10 @@ def test_weights_for_ibn_that_miss_something_are_refused():
     state = {k: v.clone() for k, v in body.state_dict().items()}
     use_ibn(body, "resnet18_ibn_a")
     given = dict(state)
-    load_timm(body, split_norms(body, state))
+    load_named(body, split_norms(body, state))
     assert same(state, given)           # the caller's weights are left alone
     del state["layer1.1.bn1.running_var"]
-    with pytest.raises(DataError, match=r"layer1\.1\.bn1\.BN\.running_var"): load_timm(body, split_norms(body, state))
+    with pytest.raises(DataError, match=r"layer1\.1\.bn1\.BN\.running_var"): load_named(body, split_norms(body, state))
 
 
 def test_imagenet_weights_of_ibn_are_those_of_the_plain_network(monkeypatch):

@@ -2,11 +2,13 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
+    "weights": ["named_tensors", "is_safetensors", "read_weights", "is_counter", "fit_prefix", "fit_order",
+        "misfits", "misfits_in_words", "load_named"],
     "encoder": ["SHAPES", "IBN_A", "DEIT", "Shape", "token_grid", "conv_stem", "transformer_blocks", "StemViT",
         "compute_dtype", "low_precision", "widen_norm_input", "Encoder", "FlipAverage", "IBN", "use_ibn",
-        "split_norms", "misfits", "patch_positions", "load_deit", "read_weights", "pretrained_state", "load_timm",
-        "build_body", "build_encoder", "map_and_output", "feature_map", "parameter_groups", "cosine_restarts",
-        "make_ema", "update_ema", "forward_cost"],
+        "split_norms", "patch_positions", "load_deit", "pretrained_state", "build_body", "build_encoder",
+        "map_and_output", "feature_map", "parameter_groups", "cosine_restarts", "make_ema", "update_ema",
+        "forward_cost"],
     "neighbours": ["finite_rows", "unit_rows", "less_equal", "true_positions", "sort_values", "smallest_columns",
         "exact_neighbours", "search_ivf", "approximate_neighbours", "nearest_images", "reciprocal_sets",
         "neighbour_weights", "without_smallest", "candidate_pairs", "overlap_distance", "jaccard_distance"],

@@ -1,0 +1,131 @@
+"""Checkpoints as people have them: nested, under prefixes, under another library's names, damaged."""
+import io
+import itertools
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from upl_reid.components.encoder import build_encoder
+from upl_reid.components.weights import (fit_order, fit_prefix, is_safetensors, load_named, misfits_in_words,
+                                         named_tensors, read_weights)
+from upl_reid.core import DataError, seeded_torch
+
+
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def trained(name="resnet18", classes=0):
+    "A network whose every tensor has a value of its own."
+    with seeded_torch("trained", name): net = timm.create_model(name, num_classes=classes)
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for t in net.state_dict().values():
+            if t.is_floating_point(): t.copy_(torch.rand(t.shape, generator=g) + .5)
+    return net
+
+
+STATE = {"a.weight": torch.arange(6.).view(2, 3), "b": torch.tensor([1, 2])}
+NESTED = {"model": {"model": STATE}, "state_dict": {"state_dict": STATE, "epoch": 3}, "beside": {**STATE, "epoch": 3},
+          "deep": {"a": {"b": {"c": STATE}}}, "optimiser": {"optimizer": {"state": {0: {"exp_avg": torch.zeros(2)},
+          1: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": .1}]}, "net": STATE}}
+
+
+@pytest.mark.parametrize("how", NESTED)
+def test_weights_are_found_wherever_they_lie(tmp_path, how):
+    torch.save(NESTED[how], tmp_path/"w.pth")
+    assert same(read_weights(tmp_path/"w.pth"), STATE)
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3, "args": {"lr": .1}}, [torch.zeros(2)], {"model": [torch.zeros(2)]},
+                                     {1: torch.zeros(2)}, {"a": {"b": {"c": {"d": STATE}}}}, 7])
+def test_files_without_named_tensors_are_refused_by_what_they_hold(tmp_path, content):
+    torch.save(content, tmp_path/"w.pth")
+    assert named_tensors(content) == {}
+    with pytest.raises(DataError, match="no named tensors; save a plain") as e: read_weights(tmp_path/"w.pth")
+    if isinstance(content, dict): assert all(str(k) in str(e.value) for k in content)
+
+
+@pytest.mark.parametrize("name", ["w.SAFETENSORS", "w.bin", "w", "w.pth"])
+def test_safetensors_are_known_by_their_content(tmp_path, name):
+    safetensors.torch.save_file(STATE, tmp_path/name)
+    assert is_safetensors(tmp_path/name) and same(read_weights(tmp_path/name), STATE)
+    torch.save(STATE, tmp_path/"t.safetensors")
+    assert not is_safetensors(tmp_path/"t.safetensors") and same(read_weights(tmp_path/"t.safetensors"), STATE)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "base.", "model.backbone.", "module.base.", "_orig_mod."])
+def test_any_prefix_is_removed_and_other_parts_stay_out(prefix):
+    body, source = timm.create_model("resnet18", num_classes=0), trained()
+    state = {f"{prefix}{k}": v for k, v in source.state_dict().items()}
+    state |= {"bottleneck.weight": torch.ones(512), f"{prefix}fc.weight": torch.ones(9, 512)}
+    found = fit_prefix(body.state_dict(), state)
+    load_named(body, found)
+    assert same(body.state_dict(), source.state_dict())
+
+
+def test_the_prefix_with_most_fitting_names_wins():
+    own = {"a.weight": torch.ones(2), "b.weight": torch.ones(3)}
+    state = {"x.a.weight": torch.zeros(2), "y.a.weight": torch.full((2,), 7.), "y.b.weight": torch.full((3,), 7.),
+             "x.b.weight": torch.zeros(4)}
+    assert same(fit_prefix(own, state), {"a.weight": torch.full((2,), 7.), "b.weight": torch.full((3,), 7.)})
+
+
+def naive_order(own, state):
+    names = [k for k in own if "num_batches_tracked" not in k]
+    theirs = [k for k in state if "num_batches_tracked" not in k]
+    out = {}
+    for i, name in enumerate(names):
+        if i >= len(theirs): return None
+        other = theirs[i]
+        if list(own[name].shape) != list(state[other].shape): return None
+        if name.split(".")[-1] != other.split(".")[-1]: return None
+        out[name] = state[other]
+    return out
+
+
+def test_order_agrees_with_a_loop():
+    own = {"a.weight": torch.ones(2), "a.bias": torch.ones(2), "n.num_batches_tracked": torch.tensor(0)}
+    choices = [("x.weight", 2), ("x.bias", 2), ("y.weight", 3), ("x.num_batches_tracked", 1), ("z.bias", 2)]
+    for some in itertools.permutations(choices, 3):
+        state = {k: torch.full((n,), float(i)) for i, (k, n) in enumerate(some)}
+        expected, found = naive_order(own, state), fit_order(own, state)
+        assert found is state if expected is None else same(found, expected)
+
+
+def torchvision_names(state):
+    "The tensors of a MobileNetV2 in the same order under other names, with a classifier after them."
+    layers, out = {}, {}
+    for k, v in state.items():
+        head, _, last = k.rpartition(".")
+        if last == "num_batches_tracked": continue
+        out[f"features.{layers.setdefault(head, len(layers))}.{last}"] = v
+    return {**out, "classifier.1.weight": torch.ones(1000, 1280), "classifier.1.bias": torch.ones(1000)}
+
+
+def test_another_librarys_names_and_missing_counters(tmp_path):
+    source = trained("mobilenetv2_050")
+    torch.save({"state_dict": {f"module.{k}": v for k, v in torchvision_names(source.state_dict()).items()}},
+               tmp_path/"w.pth")
+    # without one of the network's names in the file, the prefix cannot be told and need not be
+    encoder = build_encoder("mobilenetv2_050", (64, 32), 8, str(tmp_path/"w.pth"))
+    own = encoder.body.state_dict()
+    assert all(torch.equal(own[k], v) for k, v in source.state_dict().items() if not k.endswith("num_batches_tracked"))
+
+
+def test_what_does_not_fit_is_named_with_its_shapes_and_nothing_is_loaded():
+    body = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+    before = {k: v.clone() for k, v in body.state_dict().items()}
+    state = {"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(5), "1.weight": torch.zeros(4, 3)}
+    with pytest.raises(DataError) as e: load_named(body, state)
+    wrong = "0.bias ((5,) in the file, (3,) in the network), 1.bias (missing in the file, (4,) in the network)"
+    assert wrong in str(e.value)
+    assert same(body.state_dict(), before)
+    many = {f"l{i:02d}": torch.zeros(1) for i in range(14)}
+    assert misfits_in_words(many, {}, list(many)).endswith(", and 4 more")
+
+
+def test_a_buffer_is_no_file(tmp_path):
+    with pytest.raises(TypeError): read_weights(io.BytesIO())
