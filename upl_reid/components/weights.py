@@ -44,7 +44,7 @@ def read_weights(
     try:
         if is_safetensors(path): content: Any = safetensors.torch.load_file(path)
         else:
-            with open(path, "rb") as f: content = torch.load(f, map_location="cpu", weights_only=True) # no look at names
+            with open(path, "rb") as f: content = torch.load(f, map_location="cpu", weights_only=True)
     except Exception as e: raise DataError(f"{path} cannot be read as weights ({type(e).__name__}); {remedy}") from e
     if found := named_tensors(content): return found
     what = f"the entries {', '.join(map(str, content))[:200] or '(none)'}" if isinstance(content, dict) else "no names"
