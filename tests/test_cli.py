@@ -7,10 +7,12 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from upl_reid import experiments
-from upl_reid.cli import EXAMPLES, PRESET_NAMES, main, make_parser
+from upl_reid.cli import EXAMPLES, PRESET_NAMES, choose_network, main, make_parser
+from upl_reid.components.encoder import build_encoder
 from upl_reid.deployment.match_calibration import RATES, Calibration
 from upl_reid.deployment.embedder import Embedder
 from upl_reid.data.own_crops import list_images, write_table
@@ -171,6 +173,66 @@ def test_a_source_of_ones_own(home, capsys, tmp_path):
     code, _, error = said(capsys, "pretrain", tmp_path/"q.safetensors", "--preset", "tiny", "--source", "labelled",
                           "--source-root", home/"mine/crops")
     assert code == 1 and "pid" in error and not (tmp_path/"q.safetensors").exists()
+
+
+@pytest.fixture(scope="module")
+def body(tmp_path_factory):
+    "Weights of a body under another library's wrapping."
+    file, state = tmp_path_factory.mktemp("body")/"w.pth", build_encoder("mobilenetv3_small_050", (64, 32), 8, seed=9)
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.body.state_dict().items()}}, file)
+    return file
+
+
+def test_adapting_without_a_source_then_going_on(home, body, capsys, tmp_path):
+    "From weights alone; then from the model that came out, whose network needs not be named again."
+    network = ("--preset", "tiny", "--backbone", "mobilenetv3_small_050", "--size", "64x32", "--dim", "16")
+    def adapted(name, *more):
+        code = main([*map(str, ("adapt", home/"mine/crops", tmp_path/name, "--source", "none", "--device", "cpu")),
+                     *map(str, more), "--json"])
+        return code, *capsys.readouterr()
+    code, out, error = adapted("a.safetensors", "--weights", body, *network, "--tensorboard", tmp_path/"board")
+    facts = Embedder.load(tmp_path/"a.safetensors", "cpu").facts
+    assert code in (0, 3) and (facts["backbone"], facts["size"], facts["dim"]) == (network[3], [64, 32], 16)
+    assert facts["origin"]["source"] == "" and "preset tiny, as given" in error
+    assert "epoch 1 of 2, loss" in error and "epoch 2 of 2" in error and "done" in error
+    assert len(list((tmp_path/"board").rglob("events*"))) == 1
+    code, out, error = adapted("b.safetensors", "--start", tmp_path/"a.safetensors", "--method", "dbscan")
+    again = Embedder.load(tmp_path/"b.safetensors", "cpu").facts
+    assert code in (0, 3) and again["backbone"] == facts["backbone"] and "the network of" in error
+    assert again["origin"]["preset"] == "tiny" and json.loads(out)["run"].rpartition("-")[2].startswith("start")
+
+
+def test_where_a_network_comes_from_is_said(home, body):
+    def chosen(*more): return choose_network(make_parser().parse_args(["adapt", "crops", "m.safetensors", *more]))
+    assert chosen()[:2] == ("demo", {}) and "--weights FILE" in chosen()[2]
+    assert chosen("--weights", str(body), "--dim", "8")[:2] == ("photo", dict(dim=8))
+    assert chosen("--source", "none")[0] == "photo" and chosen("--preset", "gpu", "--source", "none")[0] == "gpu"
+    preset, network, why = chosen("--start", str(home/"model.safetensors"), "--dim", "8")
+    assert (preset, network["backbone"], network["dim"]) == ("tiny", "micro", 8) and "model.safetensors" in why
+
+
+def test_pretraining_needs_a_source(capsys, tmp_path):
+    code, _, error = said(capsys, "pretrain", tmp_path/"p.safetensors", "--source", "none")
+    assert code == 1 and "source with identities" in error and not list(tmp_path.glob("p*"))
+
+
+def test_imagenet_weights_that_cannot_be_had_are_one_sentence(home, capsys, tmp_path, monkeypatch):
+    import timm
+    def offline(*a, pretrained=False, **k):
+        if pretrained: raise OSError("no network")
+        return real(*a, **k)
+    real = timm.create_model
+    monkeypatch.setattr(timm, "create_model", offline)
+    code, _, error = said(capsys, "adapt", home/"mine/crops", tmp_path/"m.safetensors", "--source", "none", "--device",
+                          "cpu")
+    last = error.strip().splitlines()[-1]
+    assert code == 1 and "no ImageNet weights for mobilenetv2_100" in last and "weights=<local file>" in last
+    assert not (tmp_path/"m.safetensors").exists()
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop: main(["--version"])
+    assert stop.value.code == 0 and capsys.readouterr().out.startswith("upl-reid 0.")
 
 
 WRONG = [("check", "{tmp}/absent"), ("synth", "{home}/mine"), ("synth", "{tmp}/x", "--preset", "paper"),

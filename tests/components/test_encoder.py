@@ -13,10 +13,11 @@ import torch
 from hypothesis import given, strategies as st
 from torch import nn
 
-from upl_reid.components.encoder import (IBN, SHAPES, Encoder, FlipAverage, Shape, StemViT, build_encoder,
-                                         compute_dtype, cosine_restarts, feature_map, forward_cost, load_deit,
-                                         load_named, make_ema, map_and_output, parameter_groups, pretrained_state,
-                                         read_weights, split_norms, update_ema, use_ibn)
+from upl_reid.components.encoder import (IBN, SHAPES, Encoder, FlipAverage, GeM, Shape, StemViT, build_encoder,
+                                         compute_dtype, cosine_restarts, feature_map, fit_positions, forward_cost,
+                                         load_deit, load_named, make_ema, map_and_output, parameter_groups,
+                                         pretrained_state, read_weights, rescale_input, split_norms, update_ema,
+                                         use_ibn, whiten_projection)
 from upl_reid.core import ConfigError, DataError, seeded_torch
 from upl_reid.components.srmo import loss_slopes
 
@@ -509,9 +510,125 @@ def test_convolutional_bodies_give_unit_rows(name):
 
 
 def test_body_of_one_image_size_is_refused_at_once():
-    with pytest.raises(ConfigError, match=r"deit_tiny_patch16_224 .*224.*not \(64, 32\)"):
-        build_encoder("deit_tiny_patch16_224", (64, 32), 7)
+    with pytest.raises(ConfigError, match=r"mixer_s16_224 .*224.*not \(64, 32\)"):
+        build_encoder("mixer_s16_224", (64, 32), 7)
     assert build_encoder("deit_tiny_patch16_224", (224, 224), 7).project.in_features == 192
+
+
+def test_a_stock_vision_transformer_takes_multiples_of_its_patches():
+    with pytest.raises(ConfigError, match=r"deit_tiny_patch16_224.*patches of \(16, 16\).*\(72, 32\)"):
+        build_encoder("deit_tiny_patch16_224", (72, 32), 7)
+    encoder = build_encoder("deit_tiny_patch16_224", (64, 32), 7).eval()
+    with torch.no_grad(): assert encoder(torch.randn(2, 3, 64, 32)).shape == (2, 7)
+
+
+def test_position_embeddings_of_another_grid_are_resampled(tmp_path):
+    stock = stir(timm.create_model("deit_tiny_patch16_224", num_classes=10))
+    file = tmp_path/"vit.pth"
+    torch.save(stock.state_dict(), file)
+    body, state = build_encoder("deit_tiny_patch16_224", (64, 32), 7, str(file)).body, stock.state_dict()
+    assert torch.equal(body.blocks[3].mlp.fc1.weight, state["blocks.3.mlp.fc1.weight"])
+    given, found = state["pos_embed"][0], body.pos_embed[0]
+    assert torch.equal(found[0], given[0]) and found.shape == (1 + 4*2, 192)
+    grid = given[1:].view(14, 14, 192).permute(2, 0, 1)[None]
+    want = nn.functional.interpolate(grid, (4, 2), mode="bicubic", antialias=True)[0].permute(1, 2, 0).reshape(8, 192)
+    torch.testing.assert_close(found[1:], want, atol=1e-5, rtol=1e-5)
+    odd = {**state, "pos_embed": state["pos_embed"][:, :150]}                 # 149 places are no square
+    assert fit_positions(body, odd) is odd
+    torch.save(odd, file)
+    with pytest.raises(DataError, match="pos_embed.*150"):
+        build_encoder("deit_tiny_patch16_224", (64, 32), 7, str(file))
+
+
+# ---------------------------------------------------------------- pooling, pixel values and a start without a source
+
+def test_generalised_mean_by_scalar_loops():
+    pool, x = GeM(2.5), torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    with torch.no_grad(): got = pool(x)
+    for b, c in itertools.product(range(2), range(3)):
+        total = sum(max(x[b, c, i, j].item(), 1e-6)**2.5 for i in range(4) for j in range(5))
+        assert got[b, c].item() == pytest.approx((total/20)**(1/2.5), rel=1e-5)
+    assert GeM(flatten=False)(x.float()).shape == (2, 3, 1, 1)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_050", "mobilenetv3_small_050", "convnext_atto",
+                                  "resnet18_ibn_a"])
+def test_gem_pools_the_last_map_and_its_exponent_is_learnt(name, tmp_path):
+    plain, gem = (build_encoder(name, (64, 32), 6, seed=3, pooling=p).train() for p in ("avg", "gem"))
+    powers = [p for n, p in gem.named_parameters() if n.endswith("global_pool.power")]
+    assert len(powers) == 1 and powers[0].item() == 3
+    assert set(gem.state_dict()) - set(plain.state_dict()) == {n for n in gem.state_dict() if n.endswith("pool.power")}
+    gem(torch.randn(4, 3, 64, 32)).square()[:, 0].sum().backward()
+    assert powers[0].grad.abs() > 0
+    if name == "resnet18":
+        body, x = gem.eval().body, torch.randn(2, 3, 64, 32)
+        with torch.no_grad(): grid, out = map_and_output(body, x)
+        torch.testing.assert_close(out, grid.clamp(min=1e-6).pow(3).mean((2, 3)).pow(1/3))
+    file = tmp_path/"w.pth"
+    torch.save(stir(plain.body).state_dict(), file)                     # public weights have no exponent
+    again = build_encoder(name, (64, 32), 6, str(file), pooling="gem")
+    assert all(torch.equal(v, again.body.state_dict()[k]) for k, v in plain.body.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["micro", "deit_tiny_patch16_224"])
+def test_gem_needs_a_pooled_map(name):
+    with pytest.raises(ConfigError, match=f"{name}.*gem.*avg"): build_encoder(name, (32, 32), 6, pooling="gem")
+    with pytest.raises(ConfigError, match="pooling='max'.*avg or gem"): build_encoder(name, (32, 32), 6, pooling="max")
+
+
+@pytest.mark.parametrize("route", ["forward", "map"])
+def test_a_body_sees_the_pixels_that_its_weights_were_trained_with(route):
+    encoder = build_encoder("tf_efficientnet_lite0", (64, 32), 6, seed=1).eval()
+    plain = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval()
+    plain.load_state_dict(encoder.body.state_dict())
+    pixels = torch.randint(0, 256, (2, 3, 64, 32), generator=torch.Generator().manual_seed(0)).float()
+    imagenet = torch.tensor([[.485, .456, .406], [.229, .224, .225]]).view(2, 1, 3, 1, 1)
+    given, wanted = (pixels/255 - imagenet[0])/imagenet[1], (pixels - 127.5)/127.5
+    with torch.no_grad():
+        got = encoder.body(given) if route == "forward" else map_and_output(encoder.body, given)[1]
+        torch.testing.assert_close(got, plain(wanted), atol=1e-4, rtol=1e-4)
+        copied = make_ema(encoder)
+        torch.testing.assert_close(copied(given), encoder(given))
+
+
+def test_pixel_values_of_ones_own_weights():
+    given = build_encoder("resnet18", (32, 32), 6, seed=1, mean=(.5, .5, .5), std=(.25, .25, .25)).eval()
+    plain = build_encoder("resnet18", (32, 32), 6, seed=1).eval()
+    x = torch.rand(2, 3, 32, 32)
+    imagenet = torch.tensor([[.485, .456, .406], [.229, .224, .225]]).view(2, 1, 3, 1, 1)
+    with torch.no_grad(): torch.testing.assert_close(given((x - imagenet[0])/imagenet[1]), plain((x - .5)/.25))
+    conv = nn.Conv2d(3, 1, 1)
+    rescale_input(conv, (.485, .456, .406), (.229, .224, .225))
+    assert not conv._forward_pre_hooks
+
+
+@pytest.mark.parametrize("count, width, dim", [(40, 6, 4), (40, 6, 6), (5, 8, 6), (30, 4, 7)])
+def test_whitening_by_scalar_loops(count, width, dim):
+    g = torch.Generator().manual_seed(count)
+    x = torch.randn(count, width, generator=g, dtype=torch.float64)*torch.arange(1, width + 1)
+    encoder = Encoder(nn.Identity(), width, dim).double().eval()
+    before = copy.deepcopy(encoder.state_dict())
+    whiten_projection(encoder, x)
+    mean = [sum(x[i, c].item() for i in range(count))/count for c in range(width)]
+    covariance = np.array([[sum((x[i, a].item() - mean[a])*(x[i, b].item() - mean[b]) for i in range(count))/count
+                            for b in range(width)] for a in range(width)])
+    values, axes = np.linalg.eigh(covariance)
+    values, axes, average = values[::-1], axes[:, ::-1], np.trace(covariance)/width
+    with torch.no_grad(): z = encoder.project(x).numpy()
+    for k in range(min(dim, width, count - 1)):
+        want = np.array([sum((x[i, c].item() - mean[c])*axes[c, k] for c in range(width)) for i in range(count)])
+        want /= math.sqrt(values[k])
+        assert min(np.abs(z[:, k] - want).max(), np.abs(z[:, k] + want).max()) < 1e-4       # an axis has no sign
+        assert encoder.neck.weight[k].item() == pytest.approx(math.sqrt(values[k]/(values[k] + average)), rel=1e-5)
+    for k in range(count - 1, min(dim, width)): assert encoder.neck.weight[k].item() < 1e-5  # no variance there
+    rest = slice(min(dim, width), dim)                                         # wider than the body: as before
+    assert torch.equal(encoder.project.weight[rest], before["project.weight"][rest])
+
+
+@pytest.mark.parametrize("features", [torch.ones(1, 4), torch.ones(5, 4)])
+def test_equal_features_cannot_be_whitened(features):
+    with pytest.raises(DataError, match="do not differ.*more pictures"):
+        whiten_projection(Encoder(nn.Identity(), 4, 3), features)
 
 
 # ---------------------------------------------------------------- learning rates

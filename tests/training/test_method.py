@@ -37,7 +37,7 @@ def made(config, monkeypatch):
     "The method that a run would train, without pretraining an encoder for it."
     monkeypatch.setattr(runs, "pretraining_configs", lambda config: [])
     empty = Split([], np.zeros(0, int), np.zeros(0, int))
-    return runs.make_method(config, empty, None, torch.device("cpu"), None, None, False)
+    return runs.make_method(config, empty, None, runs.Workplace(torch.device("cpu"), None, None, False))
 
 
 # -- momentum ----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "draw_person", "Lens", "draw_light", "at_light", "draw_camera", "draw_background", "apply_photometry",
         "occlude", "render_image", "Network", "Visits", "network_identity", "draw_visit", "write_person",
         "write_people", "check_network", "holds_network", "write_network", "write_domain"],
-    "image_bank": ["CGROUPS", "IMAGENET_MEAN", "IMAGENET_STD", "decode_images", "group_spare", "cgroup_free_memory",
-        "free_memory", "scratch_file", "choose_home", "ImageBank", "normalise_images", "Augmenter", "make_augmenter",
-        "identity_order", "group_by_label", "deal_identities", "plan_batches"],
+    "image_bank": ["CGROUPS", "decode_images", "group_spare", "cgroup_free_memory", "free_memory", "scratch_file",
+        "choose_home", "ImageBank", "normalise_images", "Augmenter", "make_augmenter", "identity_order",
+        "group_by_label", "deal_identities", "plan_batches"],
 })

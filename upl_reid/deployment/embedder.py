@@ -19,13 +19,13 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..components.encoder import build_encoder
+from ..components.encoder import build_encoder, POOLINGS
 from ..core import ConfigError, DataError, given_path, pick_device, printable_text, to_numpy, write_tensors
 from ..data.decoding import read_image, upright_rgb
 from ..data.image_bank import normalise_images
 from ..data.splits import Split, Unlabelled
 from .match_calibration import fit_calibration, Calibration, PARSE_ERRORS
-from ..experiments.config import load_methods, PRESETS, RunConfig
+from ..experiments.config import load_methods, RunConfig
 from ..experiments.runs import Run
 from ..training.method import METHODS
 
@@ -77,7 +77,8 @@ def _describes_model(
     def whole(v, low, high): return isinstance(v, int) and not isinstance(v, bool) and low <= v <= high
     return bool(facts["format"] == 1 and isinstance(facts["backbone"], str)
                 and len(facts["size"]) == 2 and all(whole(v, 8, 2048) for v in facts["size"])
-                and whole(facts["dim"], 2, 16_384) and facts["method"] in {"pretrain", *load_methods()}
+                and whole(facts["dim"], 2, 16_384) and facts.get("pooling", "avg") in POOLINGS
+                and facts["method"] in {"pretrain", *load_methods()}
                 and isinstance(facts["origin"], dict)
                 and (facts["calibration"] is None or Calibration(**facts["calibration"])))
 
@@ -115,7 +116,8 @@ def build_model(
 ) -> nn.Module: # in evaluation mode, on the CPU
     "The network that facts describe, with its weights. Raises `DataError`, before memory is allocated, for a misfit."
     def build():
-        encoder = build_encoder(facts["backbone"], tuple(facts["size"]), facts["dim"])
+        network = facts["backbone"], tuple(facts["size"]), facts["dim"]
+        encoder = build_encoder(*network, pooling=facts.get("pooling", "avg"))
         return encoder if facts["method"] == "pretrain" else METHODS[facts["method"]].model(encoder)
     try:
         with torch.device("meta"): wanted = {k: v.shape for k, v in build().state_dict().items()}       # shapes only
@@ -131,10 +133,10 @@ def facts_of(
     run: Run, # finished
 ) -> dict: # for `Embedder`
     "Network, method and origin of a run's model."
-    c, preset, session = run.config, PRESETS[run.config.preset], run.environments[-1]
+    c, session = run.config, run.environments[-1]
     origin = dict(run=run.id, preset=c.preset, source=c.source, target=c.target, seed=c.seed, arguments=c.method_args)
     origin |= {k: session[k] for k in ("time", "commit", "hardware")}
-    return dict(format=1, backbone=preset.backbone, size=list(preset.size), dim=preset.dim, method=c.method,
+    return dict(format=1, backbone=c.backbone, size=list(c.size), dim=c.dim, pooling=c.pooling, method=c.method,
                 origin=origin, calibration=None)
 
 def _read_weights(

@@ -31,6 +31,7 @@ from ..data.benchmarks import split_identities
 from ..data.image_bank import make_augmenter, ImageBank, plan_batches
 from .config import PRESETS, RunConfig
 from .runs import describe_environment, make_method, open_domain, limit_threads, store_root
+from .runs import Workplace
 from ..training.loop import embed_bank, run_epoch, make_round_optimiser
 from ..training.method import Budget, Method
 
@@ -247,7 +248,7 @@ def make_benches(
     bank = ImageBank(train.paths, PRESETS[preset].size, device)
     def make(name, arguments):
         config = RunConfig(preset, source, target, name, arguments, seed)
-        return make_method(config, held, domains[target], device, roots, store or store_root(), False)
+        return make_method(config, held, domains[target], Workplace(device, roots, store or store_root(), False))
     return {row: Bench(make(*what), bank, train.camids, PRESETS[preset].adapt) for row, what in rows.items()}
 
 # %% ../../nbs/experiments/70_cost.ipynb #77d9af16

@@ -21,6 +21,7 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 
 from ..core import ConfigError, DataError, project_root, RunError, write_atomic
+from .config import NETWORK
 
 # %% ../../nbs/experiments/90_report_page.ipynb #0db9ee73
 TABLES = tuple(f"table{i}" for i in range(1, 8))
@@ -257,7 +258,8 @@ def check_notebooks(
 ) -> None:
     "Raise `ConfigError` for a notebook that is not there or lacks a parameter."
     for name in names:
-        lacks = sorted(set(parameters) - set(papermill.inspect_notebook(root/find_notebook(name, root))))
+        known = {*papermill.inspect_notebook(root/find_notebook(name, root)), *NETWORK}       # `OPTIONAL` of a table
+        lacks = sorted(set(parameters) - known)
         if lacks:
             raise ConfigError(f"the notebook {name!r} has no parameter {lacks[0]!r}; "
                               "leave it out, or run the others with --only")

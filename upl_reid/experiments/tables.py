@@ -15,7 +15,7 @@ __all__ = ['INTERACTIVE', 'PARAMETERS', 'OPTIONAL', 'MEASURES', 'check_parameter
 # %% ../../nbs/experiments/30_tables.ipynb #cb27accf
 import itertools, tempfile, time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -28,11 +28,11 @@ from ..core import ConfigError, in_test, pick_device, project_root, write_atomic
 from ..data.benchmarks import JUNK
 from ..data.splits import Domain, Split
 from ..evaluation.retrieval import bootstrap_interval
-from .config import is_outside, load_methods, PRESETS, RunConfig, load_plugins
+from .config import is_outside, load_methods, NETWORK, PRESETS, RunConfig, load_plugins
 from .records import (archived_runs, ArchivedRun, keep_records, local_folder, noted, place_in_words,
     RECORDS, related_runs, report_folder, ReportSetting, shown_path, write_setting)
 from .runs import (describe_environment, features_to_rank, open_domain, plain_scores,
-    pretraining_configs, Run, run_path, score_retrieval, store_root)
+    pretraining_configs, Run, run_paths, score_retrieval, store_root)
 from .workers import get_runs
 from ..training.method import Method
 
@@ -78,7 +78,8 @@ def coerce_parameter(
 # %% ../../nbs/experiments/30_tables.ipynb #fb4d136b
 PARAMETERS = dict(preset=tuple(PRESETS), source=str, target=str, source_root=str, target_root=str, weights=str,
                   seeds=[int], device=str)
-OPTIONAL = dict(plugins=str, records=bool) # parameters that every table takes, whether or not its notebook lists them
+OPTIONAL = dict(plugins=str, records=bool, # parameters that every table takes, whether or not its notebook lists them
+                backbone=str, size=str, dim=int, pooling=str) # instead of the preset's network
 
 @dataclass(frozen=True)
 class TableSettings:
@@ -93,15 +94,16 @@ class TableSettings:
     extra: dict       # what this notebook alone has as parameters
     started: float    # time.perf_counter()
     records: bool = False # read all runs from the archive of records; nothing is trained
+    network: dict = field(default_factory=dict) # backbone, size, dim, pooling, as far as they are not the preset's
 
     @property
     def made(self) -> ReportSetting:
         "What a report of this table is made with."
         source, domains = self.directions[0][0], list(dict.fromkeys(d for pair in self.directions for d in pair))
-        named = [run_path(RunConfig(self.preset, source, target, "direct"), self.roots, self.store).name
-                 for target in domains[1:]]
+        configs = [RunConfig(self.preset, source, target, "direct", **self.network) for target in domains[1:]]
+        named = [path.name for path in run_paths(configs, self.roots, self.store).values()]
         data = "-".join(dict.fromkeys(filter(None, (name.partition("-")[2] for name in named))))
-        return ReportSetting(self.preset, self.seeds, domains, data, self.extra)
+        return ReportSetting(self.preset, self.seeds, domains, data, {**self.extra, **self.network})
 
 # %% ../../nbs/experiments/30_tables.ipynb #f676d5db
 class TableRuns(TableSettings):
@@ -115,7 +117,7 @@ class TableRuns(TableSettings):
         get: Callable = partial(get_runs, device=self.device)
         if self.records: get = partial(archived_runs, archives=self.archives)
         return collect_runs(rows, directions or self.directions, seeds or self.seeds, self.preset, get,
-                            roots=self.roots, store=self.store)
+                            network=self.network, roots=self.roots, store=self.store)
 
     @property
     def archives(self) -> list:
@@ -193,8 +195,9 @@ def table_of(
     if in_test():
         folder = Path(tempfile.mkdtemp(prefix="upl_reid_"))
         preset, store, reports, records = "tiny", folder/"runs", folder/"reports", False
+    network = {name: p[name] for name in NETWORK if p.get(name)}
     return Table(preset, directions, p["seeds"], p["device"], roots, store, reports, extra,
-                 time.perf_counter(), records)
+                 time.perf_counter(), records, network)
 
 # %% ../../nbs/experiments/30_tables.ipynb #a1211207
 def collect_runs(
@@ -203,11 +206,14 @@ def collect_runs(
     seeds: list, # of int
     preset: str, # of `PRESETS`
     get: Callable = get_runs, # list of RunConfig -> list of Run: `get_runs` or `archived_runs`
+    network: dict | None = None, # fields of `RunConfig` that replace the preset's network
     **kwargs, # of `get`: device, roots, store
 ) -> dict: # (row, source, target) -> list of Run, one a seed
     "All runs of a table."
     keys = [(row, s, t) for row in rows for s, t in directions]
-    configs = [RunConfig(preset, s, t, rows[row][0], rows[row][1], seed) for row, s, t in keys for seed in seeds]
+    make = partial(RunConfig, preset, **(network or {}))
+    configs = [make(source=s, target=t, method=rows[row][0], method_args=rows[row][1], seed=seed)
+               for row, s, t in keys for seed in seeds]
     runs = get(configs, **kwargs)
     return {key: runs[i*len(seeds):(i + 1)*len(seeds)] for i, key in enumerate(keys)}
 

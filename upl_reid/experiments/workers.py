@@ -246,7 +246,7 @@ def get_runs(
     configs, store = list(configs), given_path(store or store_root())
     for name, preset in {(n, c.preset) for c in configs for n in (c.source, c.target) if n}:
         open_domain(name, preset, roots, store) # a missing folder stops here
-    first = [p for c in configs for p in pretraining_configs(c)]
+    first = [] if (roots or {}).get("start") else [p for c in configs for p in pretraining_configs(c)]
     paths, anew = run_paths([*first, *configs], roots, store), set(configs) if again else set()
     count = worker_count(configs, device, jobs)
     task: dict = dict(device=device, roots=roots, store=store)

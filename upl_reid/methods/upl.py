@@ -277,6 +277,7 @@ class UPLState(HybridLabels):
 
     Raises `ConfigError` for SRMO without a meta-set or with too small meta batches."""
     needs_meta = True
+    without_source = dict(srmo=False) # the meta-set is a part of the source
     meta: Any # (bank, pids, camids), or None
     memory: Any # a `MemoryBank`; None before the first round, and without it
 
