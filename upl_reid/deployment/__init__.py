@@ -13,4 +13,5 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "GalleryNeighbours", "GalleryTruth", "GalleryTuning", "GalleryIndex", "GrowingGallery", "Hits",
         "GalleryNearest", "GallerySearch", "Gallery", "draw_hits"],
     "onnx_export": ["CARD", "FromBytes", "export_onnx", "model_card"],
+    "timm_export": ["fold_neck", "timm_state", "export_timm"],
 })
