@@ -111,6 +111,7 @@ def file_mode(
     try: return stat.S_IMODE(path.stat().st_mode)
     except FileNotFoundError: return 0o666
 
+# %% ../nbs/core.ipynb #a0b50004
 def write_atomic(
     path: str | Path, # final name
     content: bytes | str | Callable[[Path], None], # what to write, or a function that writes to the path it is given
