@@ -206,7 +206,7 @@ def test_a_broken_gallery_is_refused(tmp_path, divided, change):
     assert str(path) in fault(Gallery.load, path)
 
 
-GOOD = dict(format=2, count=2, dim=8, probe=0, candidates=0, built=0, recall=.9, model="", calibration=None)
+GOOD = dict(format=3, count=2, dim=8, probe=0, candidates=0, built=0, recall=.9, model="", calibration=None)
 OTHER = (dict(probe=1.5), dict(recall=7), dict(model=5), dict(count=-1, dim=16), dict(format=9), dict(built=-1),
          dict(candidates="9"), dict(probe=1, candidates=1))
 
