@@ -1,4 +1,5 @@
 """The command line: every command by its JSON and its words, exit codes, and what goes wrong in one sentence."""
+import hashlib
 import json
 import os
 import subprocess
@@ -11,10 +12,11 @@ import torch
 from PIL import Image
 
 from upl_reid import experiments
-from upl_reid.cli import EXAMPLES, PRESET_NAMES, choose_network, main, make_parser
+from upl_reid.cli import EXAMPLES, PRESET_NAMES, choose_network, file_is_gone, main, make_parser
 from upl_reid.components.encoder import build_encoder
 from upl_reid.deployment.match_calibration import RATES, Calibration
 from upl_reid.deployment.embedder import Embedder
+from upl_reid.deployment.gallery import Gallery
 from upl_reid.data.own_crops import list_images, write_table
 from upl_reid.evaluation.retrieval import evaluate_retrieval
 from upl_reid.experiments.config import PRESETS
@@ -151,6 +153,205 @@ def test_index_appends_and_search_finds(home, capsys, tmp_path):
     assert all(h["cosine"] >= Embedder.load(home/"model.safetensors", "cpu").calibration.threshold(.01) for h in few)
     assert str(query) in said(capsys, "search", home/"model.safetensors", tmp_path/"g.safetensors", query, "--device",
                               "cpu")[1]
+
+
+@pytest.fixture
+def album(home, tmp_path):
+    "A copy of the pictures; `indexed` puts them into g.safetensors beside it."
+    import shutil
+    shutil.copytree(home/"mine/search", tmp_path/"s")
+    return tmp_path/"s"
+
+
+def indexed(capsys, home, root, *more):
+    "Exit code and facts of `index`."
+    code, out, _ = said(capsys, "index", home/"model.safetensors", root, root.parent/"g.safetensors", "--json",
+                        "--device", "cpu", *more)
+    return code, json.loads(out)
+
+
+def found_first(capsys, home, album, query):
+    "The best hit for a picture, its own camera included."
+    return json.loads(said(capsys, "search", home/"model.safetensors", album.parent/"g.safetensors", query, "-k", 1,
+                           "--same-camera", "--json", "--device", "cpu")[1])["hits"][0]
+
+
+def test_a_picture_that_was_overwritten_is_embedded_anew(home, capsys, tmp_path, album):
+    import shutil
+    first, second = sorted((album/"cam1").iterdir())[:2]
+    total = len(list(album.rglob("*.jpg")))
+    code, facts = indexed(capsys, home, album)
+    assert (code, facts["added"], facts["updated"], facts["gone"]) == (0, total, 0, 0)
+    code, facts = indexed(capsys, home, album)
+    assert (code, facts["added"], facts["updated"], facts["images"]) == (0, 0, 0, total)
+    state = first.stat()
+    shutil.copyfile(sorted((home/"mine/crops/cam3").iterdir())[0], first)
+    os.utime(first, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    Image.new("RGB", (24, 48), (9, 200, 9)).save(album/"cam1/new.jpg")
+    code, out, _ = said(capsys, "index", home/"model.safetensors", album, tmp_path/"g.safetensors", "--device", "cpu")
+    assert code == 0 and out.startswith(f"1 image added, 1 updated in {tmp_path/'g.safetensors'}: Gallery({total + 1}")
+    for path in (first, second, album/"cam1/new.jpg"):
+        best = found_first(capsys, home, album, path)
+        assert best["path"] == str(path) and best["cosine"] == pytest.approx(1, abs=1e-5)
+    gallery = Gallery.load(tmp_path/"g.safetensors")
+    fresh = Embedder.load(home/"model.safetensors", "cpu").embed(gallery.paths)
+    np.testing.assert_allclose(gallery.vectors, fresh, atol=1e-6)
+    assert gallery.digests == [hashlib.sha256(open(p, "rb").read()).hexdigest()[:16] for p in gallery.paths]
+
+
+def test_a_picture_that_became_unreadable_leaves_the_gallery(home, capsys, tmp_path, album):
+    first = sorted((album/"cam1").iterdir())[0]
+    total = indexed(capsys, home, album)[1]["images"]
+    first.write_bytes(b"no picture")
+    code, facts = indexed(capsys, home, album)
+    assert (code, facts["added"], facts["updated"], facts["images"]) == (3, 0, 0, total - 1)
+    assert len(facts["left_out"]) == 1 and first.name in facts["left_out"][0]
+    assert str(first) not in Gallery.load(tmp_path/"g.safetensors").paths
+
+
+def test_changed_cameras_and_times_are_taken_over_and_unknown_ones_are_not(home, capsys, tmp_path, album):
+    images = list_images(album).assign(time="9:00")
+    def tell(**columns): return indexed(capsys, home, write_table(images.assign(**columns), tmp_path/"t.csv"))[1]
+    assert tell()["added"] == len(images)
+    moved = images.camid.where(images.index > 2, "gate")
+    assert tell(camid=moved)["updated"] == 3 and tell(camid=moved)["updated"] == 0
+    assert tell(camid="", time="")["updated"] == 0
+    rows = Gallery.load(tmp_path/"g.safetensors").rows
+    assert sorted(rows.camera) == sorted(moved) and set(rows.time) == {"9:00"} and (rows.camera == "gate").sum() == 3
+    assert tell(camid="", time="9:30")["updated"] == len(images)
+    rows = Gallery.load(tmp_path/"g.safetensors").rows
+    assert sorted(rows.camera) == sorted(moved) and set(rows.time) == {"9:30"}
+    images.path[0].write_bytes(images.path[1].read_bytes())             # another picture: its time is not known
+    assert tell(camid="", time="")["updated"] == 1
+    rows = Gallery.load(tmp_path/"g.safetensors").rows.set_index("path")
+    assert tuple(rows.loc[str(images.path[0]), ["camera", "time"]]) == ("gate", "")
+
+
+def test_files_that_are_gone_are_told_and_forgotten(home, capsys, tmp_path, album):
+    indexed(capsys, home, album)
+    first, second, third = sorted((album/"cam1").iterdir())[:3]
+    gallery = Gallery.load(tmp_path/"g.safetensors")
+    vector = gallery.vectors[gallery.paths.index(str(first))].tobytes()
+    file, total = tmp_path/"g.safetensors", len(list(album.rglob("*.jpg")))
+    traces = [str(first).encode(), vector]
+    assert all(t in file.read_bytes() for t in traces)
+    first.unlink()
+    code, facts = indexed(capsys, home, album)
+    note, = facts["notes"]
+    assert (code, facts["gone"], facts["images"]) == (3, 1, total) and str(first) in note
+    assert note.startswith("1 entry is of a file that is gone") and f"`upl-reid forget {file} --gone`" in note
+    second.unlink(); third.unlink()
+    assert indexed(capsys, home, album)[1]["notes"][0].startswith("3 entries are of files that are gone, first ")
+    code, out, _ = said(capsys, "forget", file, "--gone")
+    assert code == 0 and out == f"3 images removed from {file}, {total - 3} stay\n"
+    assert not any(t in file.read_bytes() for t in traces)
+    assert indexed(capsys, home, album)[0] == 0
+    before = file.stat()
+    assert json.loads(said(capsys, "forget", file, "--gone", "--json")[1])["removed"] == 0
+    assert (file.stat().st_mtime_ns, file.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+
+
+def test_a_folder_that_may_not_be_read_is_not_gone(tmp_path, monkeypatch):
+    (tmp_path/"a").write_text("x")
+    assert not file_is_gone(str(tmp_path/"a")) and not file_is_gone("absent") and file_is_gone(str(tmp_path/"b"))
+    assert file_is_gone(str(tmp_path/"a/b"))
+    def denied(path): raise PermissionError(13, "denied")
+    with monkeypatch.context() as m:
+        m.setattr(os, "stat", denied)
+        assert not file_is_gone(str(tmp_path/"b"))
+
+
+def test_forget_takes_names_and_cameras_or_changes_nothing(home, capsys, tmp_path, album, monkeypatch):
+    indexed(capsys, home, album)
+    first, second, third = sorted((album/"cam2").iterdir())[:3]
+    file, total = tmp_path/"g.safetensors", len(list(album.rglob("*.jpg")))
+    before = file.read_bytes()
+    for wrong in ((), (album/"cam2/absent.jpg",), (first, album/"cam2/absent.jpg"), ("--camera", "cam9"),
+                  (first, "--camera", "cam9"), (first.name,)):
+        code, out, error = said(capsys, "forget", file, *wrong)
+        assert code == 1 and out == "" and error.startswith("upl-reid forget: ") and len(error) < 400, wrong
+        assert file.read_bytes() == before
+    assert said(capsys, "forget", tmp_path/"none.safetensors", first)[0] == 1
+    assert said(capsys, "forget", home/"model.safetensors", first)[0] == 1
+    assert not (tmp_path/".none.safetensors.lock").exists()
+    monkeypatch.chdir(album/"cam2")
+    assert json.loads(said(capsys, "forget", file, first.name, f"../cam2/{second.name}", third,
+                           "--json")[1]) == dict(out=str(file), removed=3, images=total - 3)
+    mode = file.stat().st_mode
+    inside = len(list((album/"cam1").iterdir()))
+    assert json.loads(said(capsys, "forget", file, "--camera", "cam1", "--json")[1])["images"] == total - 3 - inside
+    content = file.read_bytes()
+    assert b"cam1" not in content and b"cam2" in content and file.stat().st_mode == mode
+    assert indexed(capsys, home, album)[1]["added"] == 3 + inside          # forgotten is not forbidden
+
+
+def test_forget_waits_for_index(home, capsys, album, monkeypatch):
+    "Both hold one lock."
+    held = []
+    indexed(capsys, home, album)
+    from filelock import FileLock
+    with FileLock(album.parent/".g.safetensors.lock"):
+        real = FileLock.acquire
+        def acquire(self, *a, **k):
+            held.append(os.path.basename(self.lock_file))
+            raise OSError(11, "held")
+        monkeypatch.setattr(FileLock, "acquire", acquire)
+        assert said(capsys, "forget", album.parent/"g.safetensors", "--gone")[0] == 1
+        monkeypatch.setattr(FileLock, "acquire", real)
+    assert held == [".g.safetensors.lock"]
+
+
+def test_links_are_entries_under_the_names_given(home, capsys, tmp_path, monkeypatch):
+    "A store named by hashes, two cameras that link to one of its files."
+    pictures = sorted((home/"mine/search/cam1").iterdir())[:4]
+    for i, picture in enumerate(pictures):
+        (tmp_path/"store").mkdir(exist_ok=True)
+        (tmp_path/f"store/{i:08x}.jpg").write_bytes(picture.read_bytes())
+        for camera in ("cam1", "cam2")[:1 + (i == 0)]:
+            (tmp_path/"v"/camera).mkdir(parents=True, exist_ok=True)
+            (tmp_path/f"v/{camera}/a{i}.jpg").symlink_to(tmp_path/f"store/{i:08x}.jpg")
+    monkeypatch.chdir(tmp_path)
+    from pathlib import Path
+    facts = indexed(capsys, home, Path("v"))[1]
+    rows = Gallery.load("g.safetensors").rows
+    assert facts["images"] == 5 and sorted(zip(rows.path, rows.camera)) == sorted(
+        [(str(tmp_path/f"v/cam1/a{i}.jpg"), "cam1") for i in range(4)] + [(str(tmp_path/"v/cam2/a0.jpg"), "cam2")])
+    assert indexed(capsys, home, tmp_path/"v")[1]["added"] == 0
+    for query, camera in (("v/cam1/a0.jpg", "cam1"), ("v/cam2/a0.jpg", "cam2"), ("v/cam1/../cam2/a0.jpg", "cam2")):
+        out = said(capsys, "search", home/"model.safetensors", "g.safetensors", query, "--device", "cpu")[1]
+        assert out.startswith(f"{query}, outside camera {camera}:")
+
+
+def test_a_query_known_by_its_target_finds_its_camera(home, capsys, tmp_path, album):
+    indexed(capsys, home, album)
+    first = sorted((album/"cam2").iterdir())[0]
+    (tmp_path/"link.jpg").symlink_to(first)
+    out = said(capsys, "search", home/"model.safetensors", tmp_path/"g.safetensors", tmp_path/"link.jpg", "--device",
+               "cpu")[1]
+    assert out.startswith(f"{tmp_path/'link.jpg'}, outside camera cam2:")
+
+
+def test_galleries_of_older_formats_are_brought_up_to_date(home, capsys, tmp_path, album):
+    "They called links by their targets and had no digests: nothing is doubled, known cameras stay."
+    embedder = Embedder.load(home/"model.safetensors", "cpu")
+    (tmp_path/"linked").symlink_to(album)
+    images = list_images(album)
+    old = Gallery(embedder.dim, model=embedder.digest).add(embedder.embed(list(images.path))*0 + 1, images.path,
+                                                           images.camid)
+    old.save(tmp_path/"g.safetensors")
+    code, facts = indexed(capsys, home, tmp_path/"linked")
+    assert (facts["added"], facts["updated"], facts["images"], code) == (0, len(images), len(images), 0)
+    gallery = Gallery.load(tmp_path/"g.safetensors")
+    assert set(gallery.paths) == {str(tmp_path/"linked"/p.relative_to(album)) for p in images.path}
+    np.testing.assert_allclose(gallery.vectors, embedder.embed(gallery.paths), atol=1e-6)
+
+
+def test_an_empty_gallery_says_so(home, capsys, tmp_path, album):
+    indexed(capsys, home, album)
+    cameras = Gallery.load(tmp_path/"g.safetensors").cameras
+    for camera in cameras: assert said(capsys, "forget", tmp_path/"g.safetensors", "--camera", camera)[0] == 0
+    code, _, error = said(capsys, "search", home/"model.safetensors", tmp_path/"g.safetensors", "--device", "cpu")
+    assert code == 1 and "is empty" in error
 
 
 def test_export_and_pretrain(home, capsys, tmp_path):
@@ -303,7 +504,7 @@ def test_index_leaves_out_what_cannot_be_read_and_says_so(home, capsys, tmp_path
                         "--json", "--device", "cpu")
     facts = json.loads(out)
     assert code == 3 and len(facts["left_out"]) == 1 and "bad.jpg" in facts["left_out"][0]
-    assert facts["images"] == len(list((home/"mine/search").rglob("*.jpg")))
+    assert facts["images"] == len(list((home/"mine/search").rglob("*.jpg"))) + 1    # the link is an entry too
 
 
 def test_names_that_are_no_text_can_be_found(home, capsys, tmp_path):
@@ -420,15 +621,15 @@ def test_methods_that_cannot_adapt_stop_before_training(home, capsys, tmp_path):
         assert code == 1 and method in error and not (tmp_path/"runs").exists()
 
 
-def test_a_gallery_that_knows_other_cameras_says_so(home, capsys, tmp_path):
+def test_a_gallery_without_cameras_says_so_and_learns_them(home, capsys, tmp_path):
     bare = said(capsys, "index", home/"model.safetensors", home/"mine/search/cam1", tmp_path/"g.safetensors",
                 "--device", "cpu")
     assert bare[0] == 3 and "no cameras are known" in bare[1]
     code, out, _ = said(capsys, "index", home/"model.safetensors", home/"mine/search", tmp_path/"g.safetensors",
                         "--device", "cpu")
-    assert code == 3
-    assert f"{len(list((home/'mine/search/cam1').iterdir()))} pictures are in the gallery with another camera" in out
-    assert "(unknown) there, cam1 now" in out
+    count = len(list((home/"mine/search/cam1").iterdir()))
+    assert code == 0 and f" {count} updated in " in out and "no cameras" not in out
+    assert "" not in Gallery.load(tmp_path/"g.safetensors").cameras
 
 
 def test_names_of_every_kind_go_through_adapt(home, capsys, tmp_path):
@@ -508,7 +709,8 @@ def test_a_broken_command_line_is_code_2(capsys):
 
 def test_help_has_examples_that_parse(capsys):
     import shlex
-    for command in ([], ["check"], ["synth"], ["pretrain"], ["adapt"], ["evaluate"], ["index"], ["search"], ["export"]):
+    for command in ([], ["check"], ["synth"], ["pretrain"], ["adapt"], ["evaluate"], ["index"], ["search"], ["export"],
+                    ["forget"]):
         with pytest.raises(SystemExit) as e: main([*command, "--help"])
         assert e.value.code == 0 and "upl-reid adapt mine/crops model.safetensors" in capsys.readouterr().out
     lines = [line.strip() for line in EXAMPLES.splitlines() if line.strip().startswith("upl-reid")]
