@@ -354,9 +354,28 @@ def test_an_empty_gallery_says_so(home, capsys, tmp_path, album):
     assert code == 1 and "is empty" in error
 
 
+def test_the_card_names_folder_cameras_and_crops(home):
+    card, files = (home/"model.safetensors.md").read_text(), list((home/"mine/crops").rglob("*.jpg"))
+    assert card.startswith("# Model card: people on the cameras of crops\n")
+    assert f"crops: {len(files)} crops of people, no identities were used." in card
+    for camera in (home/"mine/crops").iterdir(): assert f"| {camera.name} | {len(list(camera.iterdir()))} |" in card
+
+
+def test_files_of_the_commands_have_the_umask_of_the_user(home, capsys, tmp_path):
+    mask, wanted = os.umask(0o027), ("index", home/"model.safetensors", home/"mine/search", tmp_path/"g.safetensors")
+    try: said(capsys, *wanted, "--device", "cpu")
+    finally: os.umask(mask)
+    assert (tmp_path/"g.safetensors").stat().st_mode & 0o777 == 0o640
+
+
 def test_export_and_pretrain(home, capsys, tmp_path):
     code, out, _ = said(capsys, "export", home/"model.safetensors", tmp_path/"m.onnx", "--json")
     assert code == 0 and json.loads(out)["difference"] <= 1e-4 and (tmp_path/"m.onnx").stat().st_size > 1000
+    import onnx
+    assert said(capsys, "export", home/"model.safetensors", tmp_path/"m.onnx", "--opset", 17)[0] == 0
+    assert [entry.version for entry in onnx.load(tmp_path/"m.onnx").opset_import if not entry.domain] == [17]
+    code, _, error = said(capsys, "export", home/"model.safetensors", tmp_path/"n.onnx", "--opset", 9)
+    assert code == 1 and "choose 14 to 23" in error and not (tmp_path/"n.onnx").exists()
     code, out, _ = said(capsys, "pretrain", tmp_path/"p.safetensors", "--preset", "tiny", "--device", "cpu", "--json")
     assert code == 0 and 0 < json.loads(out)["mAP"] <= 1
     assert Embedder.load(tmp_path/"p.safetensors", "cpu").facts["method"] == "pretrain"

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['core', 'MARK', 'PRESET_NAMES', 'CROPS', 'MODEL', 'DEVICE', 'PATTERN', 'METHOD', 'TRAINING', 'SEARCH', 'REPORTS',
            'COMMANDS', 'EXAMPLES', 'has_mark', 'has_metadata', 'check_out', 'show_bars', 'check', 'synth', 'pretrain',
-           'adapt', 'count_matches', 'measure_retrieval', 'evaluate', 'same_model', 'file_marks', 'named_images',
-           'entries_of', 'is_changed', 'images_to_embed', 'build_gallery', 'count_images', 'left_out_lines',
-           'file_is_gone', 'gone_entries', 'gallery_notes', 'index', 'entry_name', 'forget', 'as_lines', 'own_camera',
-           'search', 'export', 'run', 'reports', 'argument', 'as_path', 'make_parser', 'print_text', 'to_json_value',
-           'main']
+           'crops_for_card', 'adapt', 'count_matches', 'measure_retrieval', 'evaluate', 'same_model', 'file_marks',
+           'named_images', 'entries_of', 'is_changed', 'images_to_embed', 'build_gallery', 'count_images',
+           'left_out_lines', 'file_is_gone', 'gone_entries', 'gallery_notes', 'index', 'entry_name', 'forget',
+           'as_lines', 'own_camera', 'search', 'export', 'run', 'reports', 'argument', 'as_path', 'make_parser',
+           'print_text', 'to_json_value', 'main']
 
 # %% ../nbs/cli.ipynb #98318773
 import argparse, json, math, numbers, os, shlex, shutil, sys, tempfile, warnings
@@ -154,6 +154,19 @@ def _check_method(
     if method.needs_identities and (domain.train.pids < 0).any():
         raise core.ConfigError(f"{name} needs the identities of all crops; use another method")
 
+# %% ../nbs/cli.ipynb #c1de000d
+def crops_for_card(
+    root: str, # as given
+    images: "pd.DataFrame", # of `list_images`
+    method: str, # as given
+) -> dict: # name, cameras (name -> number of crops), people (how many identities the method uses)
+    "What a model's card says of the crops that were adapted to."
+    train = images[images.split == "train"]
+    counts = {name: int((train.camid == name).sum()) for name in data.camera_numbers(train)[0]}
+    people = train.pid[train.pid >= 0].nunique() if training.METHODS[method].needs_identities else 0
+    return dict(name=Path(core.absolute_name(root)).name or "crops", cameras=counts, people=people)
+
+# %% ../nbs/cli.ipynb #c1de000e
 def _check_crops(
     root: str, # as given
     report: dict, # of `check_images`
@@ -203,7 +216,8 @@ def adapt(
     try: embedder = embedder.calibrated(deployment.calibrate_run(embedder, run, domain.train))
     except core.DataError as e: quality["warnings"].append(f"cosines could not be calibrated: {e}")
     words, card = deployment.quality_in_words(quality), out.with_name(out.name + ".md")
-    embedder.save(out); core.write_atomic(card, deployment.model_card(embedder, words))
+    embedder.save(out)
+    core.write_atomic(card, deployment.model_card(embedder, words, crops_for_card(a.root, images, a.method)))
     facts = dict(out=str(out), card=str(card), run=run.id, seconds=run.metrics["seconds"])
     facts |= dict(check=report, quality=quality)
     return facts, f"{words}\nmodel: {out}, its card: {card}", 3 if quality["warnings"] else 0
@@ -599,7 +613,7 @@ def export(
 ) -> tuple: # dict for JSON, text, exit code
     "Write a model as ONNX."
     out = check_out(a.out, (".onnx",), has_mark)
-    worst = deployment.export_onnx(deployment.Embedder.load(a.model, "cpu"), out)
+    worst = deployment.export_onnx(deployment.Embedder.load(a.model, "cpu"), out, opset=a.opset)
     return dict(out=str(out), difference=worst), f"{out}: onnxruntime and torch differ by at most {worst:.0e}", 0
 
 # %% ../nbs/cli.ipynb #26b2779a
@@ -652,6 +666,7 @@ def as_path(
     "A path with ~ expanded, for `argparse`: the parser is made without loading `core`, which loads torch."
     return core.given_path(text)
 
+# %% ../nbs/cli.ipynb #c1de000f
 PRESET_NAMES = "tiny", "demo", "gpu", "paper"
 CROPS = argument("root", help="folder of crops (sub-folders are cameras), or a table path,camid[,pid][,split][,time]")
 MODEL = argument("model", help="model file, or a run's folder")
@@ -708,7 +723,8 @@ COMMANDS: dict[Callable, tuple] = {
              argument("--camera", help="remove all images of this camera"),
              argument("--gone", action="store_true", help="remove entries of files that do not exist any more")),
     search: SEARCH,
-    export: (MODEL, argument("out", help="ONNX file to write")),
+    export: (MODEL, argument("out", help="ONNX file to write"),
+             argument("--opset", type=int, metavar="N", help="operator set, 14 to 23; default: torch's choice")),
     run: (*TRAINING, argument("--target", default="campus", help="domain without labels"),
           argument("--target-root", default="", help="its folder, for real data"),
           argument("--method", default="upl", help="a registered method, or pretrain for stage 1 alone")),
