@@ -11,7 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from faults import fault
+from upl_reid.components.encoder import build_encoder, Encoder
 from upl_reid.core import ConfigError, DataError
+from upl_reid.data.image_bank import ImageBank, normalise_images
 from upl_reid.deployment.embedder import Embedder, as_pixels
 from upl_reid.experiments.runs import open_domain
 
@@ -56,6 +58,23 @@ def test_an_opened_picture_is_the_picture_of_its_path(saved, tmp_path):
                                      np.full((4, 4, 3), 7.), np.full((4, 4, 3), np.nan), np.zeros((4, 4, 3), np.int64),
                                      7, None, b"bytes", "absent.jpg"], ids=str)
 def test_what_is_no_picture(picture): fault(as_pixels, picture, (8, 4))
+
+
+@pytest.mark.parametrize("picture", [np.zeros((4, 4)), np.zeros((3, 4, 4), np.uint8), np.zeros((4, 4, 3), np.int64)],
+                         ids=["shape", "tensor's shape", "type"])
+def test_a_message_about_an_array_names_the_order_of_channels(picture):
+    assert "RGB order (OpenCV gives BGR; turn it with image[..., ::-1])" in fault(as_pixels, picture, (8, 4))
+
+
+def test_channels_are_red_green_blue(saved, tmp_path):
+    "A picture as OpenCV reads it, turned as the message says, has the vector of its file; not turned, another one."
+    rng = np.random.default_rng(3)
+    Image.fromarray(rng.integers(0, 256, (48, 24, 3), dtype=np.uint8)).save(tmp_path/"a.png")
+    bgr, embedder = np.asarray(Image.open(tmp_path/"a.png"))[..., ::-1], Embedder.load(saved, "cpu")
+    of_file = embedder.embed([tmp_path/"a.png"])
+    assert np.array_equal(embedder.embed([bgr[..., ::-1]]), of_file) and not np.allclose(embedder.embed([bgr]), of_file)
+    for taker in (Embedder.embed, as_pixels, ImageBank, normalise_images, build_encoder, Encoder):
+        assert "RGB" in taker.__doc__, taker
 
 
 def altered(saved, tmp_path, change=None, facts=None, raw=None):

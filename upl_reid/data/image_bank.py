@@ -111,7 +111,7 @@ def choose_home(
 
 # %% ../../nbs/data/50_image_bank.ipynb #9992ce05
 class ImageBank:
-    "All images of a split as bytes: `bank[index]` gives a (B, 3, H, W) uint8 batch on the training device."
+    "All images of a split as RGB bytes: `bank[index]` gives a (B, 3, H, W) uint8 batch on the training device."
     def __init__(self,
         paths: Sequence[Path], # image files
         size: tuple, # (height, width), pixels
@@ -136,9 +136,9 @@ class ImageBank:
 
 # %% ../../nbs/data/50_image_bank.ipynb #5ed55c69
 def normalise_images(
-    images: torch.Tensor, # (B, 3, H, W) uint8
+    images: torch.Tensor, # (B, 3, H, W) uint8, RGB
 ) -> torch.Tensor: # (B, 3, H, W) float32, channels normalised with ImageNet's statistics
-    "Bytes to network input."
+    "RGB bytes to network input."
     mean, std = (images.new_tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     return images.float().div_(255).sub_(mean).div_(std)
 
