@@ -633,6 +633,31 @@ def test_a_picture_of_many_queries_shows_the_first(home, capsys, tmp_path):
     assert Image.open(tmp_path/"hits.png").height < 3000
 
 
+def test_hits_as_a_page_and_letters_that_the_font_lacks(home, capsys, tmp_path):
+    import shutil
+    shutil.copytree(home/"mine/search/cam1", tmp_path/"s/大门")
+    shutil.copytree(home/"mine/search/cam2", tmp_path/"s/b")
+    query = sorted((tmp_path/"s/b").iterdir())[0]
+    asked = ("search", home/"model.safetensors", tmp_path/"s", query, "-k", 60, "--device", "cpu")
+    for _ in range(2):                                      # its own page is replaced
+        code, out, error = said(capsys, *asked, "--html", tmp_path/"hits.html", "--picture", tmp_path/"hits.png")
+        assert code == 0 and error == "" and out.count("lacks letters of some names; --html FILE shows them") == 1
+        assert f"page: {tmp_path/'hits.html'}, the first 50 hits of each" in out
+    page = (tmp_path/"hits.html").read_text(encoding="utf-8")
+    found = len(list((tmp_path/"s/大门").iterdir()))
+    assert "大门" in page and query.name in page and "outside camera <bdi>b</bdi>" in page
+    assert page.count("<img") == 1 + min(50, found)
+    out = said(capsys, "search", home/"model.safetensors", home/"mine/search", "-k", 2, "--device", "cpu", "--picture",
+               tmp_path/"hits.png")[1]
+    assert "lacks letters" not in out
+    others = {"notes.html": "<p>about upl_reid search", "hits.txt": ""}
+    for name, text in others.items():
+        if text: (tmp_path/name).write_text(text)
+        code, _, error = said(capsys, *asked, "--html", tmp_path/name)
+        assert code == 1 and name in error and ((tmp_path/name).exists() == bool(text))
+    assert (tmp_path/"notes.html").read_text() == others["notes.html"]
+
+
 def test_methods_that_cannot_adapt_stop_before_training(home, capsys, tmp_path):
     for method in ("direct", "oracle"):
         code, _, error = said(capsys, "adapt", home/"mine/crops", tmp_path/"m.safetensors", "--preset", "tiny",

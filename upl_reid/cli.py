@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['core', 'MARK', 'PRESET_NAMES', 'CROPS', 'MODEL', 'DEVICE', 'PATTERN', 'METHOD', 'TRAINING', 'SEARCH', 'REPORTS',
-           'COMMANDS', 'EXAMPLES', 'has_mark', 'has_metadata', 'check_out', 'show_bars', 'check', 'synth', 'pretrain',
-           'crops_for_card', 'adapt', 'count_matches', 'measure_retrieval', 'evaluate', 'same_model', 'file_marks',
-           'named_images', 'entries_of', 'is_changed', 'images_to_embed', 'build_gallery', 'count_images',
-           'left_out_lines', 'file_is_gone', 'gone_entries', 'gallery_notes', 'index', 'entry_name', 'forget',
-           'as_lines', 'own_camera', 'search', 'export', 'run', 'reports', 'argument', 'as_path', 'make_parser',
-           'print_text', 'to_json_value', 'main']
+           'COMMANDS', 'EXAMPLES', 'has_mark', 'has_page_mark', 'has_metadata', 'check_out', 'show_bars', 'check',
+           'synth', 'pretrain', 'crops_for_card', 'adapt', 'count_matches', 'measure_retrieval', 'evaluate',
+           'same_model', 'file_marks', 'named_images', 'entries_of', 'is_changed', 'images_to_embed', 'build_gallery',
+           'count_images', 'left_out_lines', 'file_is_gone', 'gone_entries', 'gallery_notes', 'index', 'entry_name',
+           'forget', 'as_lines', 'own_camera', 'search', 'export', 'run', 'reports', 'argument', 'as_path',
+           'make_parser', 'print_text', 'to_json_value', 'main']
 
 # %% ../nbs/cli.ipynb #98318773
 import argparse, json, math, numbers, os, shlex, shutil, sys, tempfile, warnings
@@ -37,6 +37,12 @@ def has_mark(
 ) -> bool:
     "Whether a picture or an ONNX file was written by a command."
     return MARK in path.read_bytes()
+
+def has_page_mark(
+    path: Path, # a file
+) -> bool:
+    "Whether an HTML page was written by `search`: this program's other pages and documentation are not."
+    return deployment.PAGE_MARK.encode() in path.read_bytes()[:1000]
 
 def has_metadata(
     key: str, # "upl_reid": a model; "upl_reid_gallery": a gallery
@@ -561,14 +567,18 @@ def _save_picture(
     queries: list, # paths
     hits: "pd.DataFrame", # of `Gallery.search`
     columns: int, # hits to draw
-):
+) -> bool: # whether the font lacks letters of a name
     "Draw the hits into a file that carries the mark of this program."
     kind = path.suffix[1:]
     meta = {"Software" if kind == "png" else "Creator": MARK.decode()}
     def draw(part): deployment.draw_hits(queries, hits, columns).savefig(part, format=kind, metadata=meta)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")             # letters that the font lacks become boxes
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         core.write_atomic(path, draw)
+    boxes = [str(w.message).startswith("Glyph") for w in caught]        # letters that the font lacks become boxes
+    for w, box in zip(caught, boxes):
+        if not box: warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+    return any(boxes)
 
 # %% ../nbs/cli.ipynb #82e3ccc2
 def _hits_in_words(
@@ -586,6 +596,32 @@ def _hits_in_words(
         if len(found): text += [f"  {line}" for line in as_lines(found[shown])]
     return text
 
+# %% ../nbs/cli.ipynb #c1de0010
+def _first_ones(what, queries, rows, k, columns):
+    "A line that says what was written, and how many queries and hits of them if not all."
+    first = [f"the first {rows} queries"] if rows < queries else []
+    if columns < k: first.append(f"the first {columns} hits of each")
+    return ", ".join([what, *first])
+
+def _write_hits(
+    a: argparse.Namespace, # parsed arguments
+    queries: list, # paths
+    without: list, # for each the camera left out
+    hits: "pd.DataFrame", # of `Gallery.search`
+) -> list: # of text lines
+    "Write the picture and the page that were asked for."
+    text = []
+    if a.picture:
+        rows, columns = min(len(queries), 12), min(a.k, 10)
+        boxes = _save_picture(core.given_path(a.picture), queries[:rows], hits, columns)
+        text.append(_first_ones(f"picture: {a.picture}", len(queries), rows, a.k, columns))
+        if boxes: text.append("note: the picture's font lacks letters of some names; --html FILE shows them")
+    if a.html:
+        rows, columns = min(len(queries), 200), min(a.k, 50)
+        core.write_atomic(core.given_path(a.html), deployment.hits_page(queries[:rows], hits, columns, without))
+        text.append(_first_ones(f"page: {a.html}", len(queries), rows, a.k, columns))
+    return text
+
 # %% ../nbs/cli.ipynb #350ff19c
 def search(
     a: argparse.Namespace, # parsed arguments
@@ -593,17 +629,13 @@ def search(
     "Find pictures again."
     embedder = deployment.Embedder.load(a.model, a.device)
     if a.picture: check_out(a.picture, (".png", ".pdf"), has_mark)
+    if a.html: check_out(a.html, (".html", ".htm"), has_page_mark)
     gallery, bad = _open_gallery(a, embedder)
     queries, without = _queries(a, gallery)
     hits = gallery.search(embedder.embed(queries), a.k, without, a.false_match_rate)
     text = [] if a.query else [f"no picture was given, so {len(queries)} pictures of the gallery are searched for"]
     text += _hits_in_words(queries, without, hits)
-    if a.picture:
-        rows, columns = min(len(queries), 12), min(a.k, 10)
-        _save_picture(core.given_path(a.picture), queries[:rows], hits, columns)
-        first = [f"the first {rows} queries"] if rows < len(queries) else []
-        if columns < a.k: first.append(f"the first {columns} hits of each")
-        text.append(", ".join([f"picture: {a.picture}", *first]))
+    text += _write_hits(a, queries, without, hits)
     facts = dict(queries=[str(q) for q in queries], hits=hits.to_dict("records"), left_out=bad)
     return facts, "\n".join([*text, *left_out_lines(bad)]), 3 if bad else 0
 
@@ -691,7 +723,8 @@ SEARCH = (
     argument("--same-camera", action="store_true", help="keep hits from the camera of a query of the gallery"),
     argument("--false-match-rate", type=float, metavar="RATE",
              help="only hits above the threshold that this share of different people's pairs exceeds, 0.00001 to 0.1"),
-    argument("--picture", metavar="FILE", help="draw the hits, .png or .pdf"))
+    argument("--picture", metavar="FILE", help="draw the hits, .png or .pdf"),
+    argument("--html", metavar="FILE", help="write the hits as one page, .html; it shows names in all scripts"))
 
 REPORTS = (
     argument("--preset", help=f"{', '.join(PRESET_NAMES)}; the default of the notebooks is demo"),

@@ -227,6 +227,7 @@ def test_picture_of_hits(tmp_path):
     for n in "ab": Image.new("RGB", (8, 16)).save(tmp_path/f"{n}.png")
     gallery = Gallery(2).add([[1, 0], [0, 1]], [tmp_path/"a.png", tmp_path/"gone.png"], ["door", "yard"])
     fig = draw_hits([tmp_path/"a.png"], gallery.search([[1, 0]], 2), columns=3)
-    assert len(fig.axes) == 4 and [a.get_xlabel() for a in fig.axes[:3]] == ["query", "door 1.00", "yard 0.00"]
+    assert len(fig.axes) == 4 and [a.get_xlabel() for a in fig.axes[:3]] == ["query\na.png", "door 1.00\na.png",
+                                                                               "yard 0.00\ngone.png"]
     assert len(fig.axes[1].images) == 1 and not fig.axes[2].images
     plt.close(fig)
