@@ -45,6 +45,8 @@ def test_files_are_written_and_read_there(home):
     assert read_tensors("~/t.safetensors")[0]["a"].tolist() == [0, 1, 2] and (home/"t.safetensors").is_file()
     gallery = Gallery(4).add(np.eye(3, 4), list("abc"))
     assert gallery.save("~/g.safetensors") == home/"g.safetensors" and len(Gallery.load("~/g.safetensors")) == 3
+    gallery.add(np.eye(1, 4), [home/"crops/a/1.png"]).save("~/g.safetensors")
+    assert main(["forget", "~/g.safetensors", "~/crops/a/1.png"]) == 0 and len(Gallery.load("~/g.safetensors")) == 3
 
 
 def test_pictures_and_tables_are_found_there(home):
