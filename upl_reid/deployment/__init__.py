@@ -16,4 +16,5 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "hits_page"],
     "onnx_export": ["OPSETS", "GRAPH_OPSETS", "CARD", "FromBytes", "check_opset", "onnx_opset", "export_onnx",
         "cell_text", "describe_crops", "model_card"],
+    "timm_export": ["fold_neck", "timm_state", "export_timm"],
 })
