@@ -17,8 +17,8 @@ from PIL import Image
 from upl_reid.core import DataError
 from upl_reid.data.benchmarks import load_domain
 from upl_reid.data.own_crops import (
-    as_domain, check_images, raise_faults, find_images, list_images, load_folder, natural_sort_key,
-    ignored_files, read_folder, read_table, report_in_words, write_table)
+    as_domain, camera_numbers, check_images, raise_faults, find_images, list_images, load_folder, natural_sort_key,
+    ignored_files, readable_images, read_folder, read_table, report_in_words, split_of, write_table)
 from upl_reid.core import printable_text
 from upl_reid.data.decoding import MAX_PIXELS, read_image
 
@@ -70,6 +70,27 @@ def test_pattern(tmp_path):
     picture(tmp_path/"odd.jpg")
     assert "1 fault" in (said := fault(read_folder, tmp_path, r"c(?P<cam>\d)")) and "odd.jpg" in said
     assert "regular expression" in fault(read_folder, tmp_path, "(") and "(?P<cam>" in fault(read_folder, tmp_path, "x")
+
+
+def test_a_pattern_may_have_identities_without_cameras_and_splits(tmp_path):
+    for name in ("train/7/a.jpg", "train/cat/b.jpg", "image_query/7/c.jpg", "test/7/d.jpg", "test/0000/e.jpg"):
+        picture(tmp_path/name)
+    found = read_folder(tmp_path, r"^(?P<split>[^/]+)/(?P<pid>[^/]+)/")
+    assert found.split.tolist() == ["query", "gallery", "gallery", "train", "train"] and set(found.camid) == {""}
+    assert found.pid.tolist() == [1, 0, 1, 1, 2] and found.person.tolist() == ["7", "", "7", "7", "cat"]
+    picture(tmp_path/"val/7/f.jpg")
+    said = fault(read_folder, tmp_path, r"^(?P<split>[^/]+)/(?P<pid>[^/]+)/")
+    assert "1 fault" in said and "val/7/f.jpg gives the split 'val'" in said
+    said = fault(read_folder, tmp_path, r"(?P<split>[^/]+)/\d*(?P<cam>)")
+    assert "image_query/7/c.jpg is a query without a pid" in said
+    said = fault(read_folder, tmp_path, r"(?P<split>[^/]+)/")
+    assert "(?P<cam>" in said and "(?P<pid>" in said and "(?P<split>" in said
+
+
+def test_names_of_splits():
+    said = {"train": "train TRAIN bounding_box_train image_train trainval", "query": "query image_query query_list",
+            "gallery": "gallery test bounding_box_test image_test test_gallery", "": "val cam1 train_query  "}
+    for split, names in said.items(): assert {split_of(n) for n in names.split(" ")} == {split}
 
 
 @pytest.mark.parametrize("root", ["absent", "empty"])
@@ -188,6 +209,90 @@ def test_unknown_cameras_are_one_in_training_and_differ_in_measuring(tmp_path):
     assert "in another camera" in fault(as_domain, read_table(same))
 
 
+def test_identities_may_be_names(tmp_path):
+    "Numbers in natural order, whatever the table's; nobody stays nobody, names come back, a domain has them."
+    names = ["turtle_10", "turtle_2", "", "-1", "0", "0", "00", "007", "7", "turtle_2"]
+    splits = ["train"]*5 + ["gallery"]*4 + ["query"]
+    for i in range(10): picture(tmp_path/f"{i}.jpg")
+    lines = [f"{i}.jpg,c{i},{n},{s}" for i, (n, s) in enumerate(zip(names, splits))]
+    found = read_table(table(tmp_path/"t.csv", "\n".join(["path,camid,pid,split", *lines])))
+    order = ["0", "007", "7", "turtle_2", "turtle_10"]
+    expected = [{"": -1, "-1": -1}.get(n, 0 if set(n) == {"0"} and s != "train" else 1 + order.index(n) if n in order
+                                       else None) for n, s in zip(names, splits)]
+    assert found.pid.tolist() == expected == [5, 4, -1, -1, 1, 0, 0, 2, 3, 4] and found.pid.dtype == np.int64
+    again = read_table(write_table(found, tmp_path/"w.csv"))
+    assert again.pid.tolist() == expected and again.person.tolist() == found.person.tolist()
+    written = list(csv.DictReader(open(tmp_path/"w.csv")))
+    assert [r["pid"] for r in written] == ["turtle_10", "turtle_2", "", "", "0", "0", "0", "007", "7", "turtle_2"]
+    gallery = found.assign(split=[*splits[:5], *["gallery"]*5])
+    assert as_domain(gallery[gallery.split == "train"]).people == {1: "0", 4: "turtle_2", 5: "turtle_10"}
+    ours = read_table(table(tmp_path/"n.csv", "path,pid\n0.jpg,007\n1.jpg,7.0\n2.jpg,\n3.jpg,-1.0\n"))
+    assert ours.pid.tolist() == [7, 7, -1, -1] and set(ours.person) == {""} and as_domain(ours).people == {}
+    numbers = load_domain("labelled", tmp_path/"n.csv")
+    assert numbers.train.pids.tolist() == [7, 7, -1, -1]
+    large = read_table(table(tmp_path/"l.csv", "path,pid\n0.jpg,99999999999\n1.jpg,٣\n"))
+    assert large.pid.tolist() == [1, 2] and large.person.tolist() == ["99999999999", "٣"]
+
+
+def test_tables_of_wildlife_datasets(tmp_path):
+    "Columns identity, path, date; others are named and not used; unknown animals are counted."
+    for n in "abc": picture(tmp_path/f"images/{n}.jpg")
+    text = (",image_id,identity,path,date,orientation\n0,11,t_3,images/a.jpg,2015-01-02 10:00:00,left\n"
+            "1,12,unknown,images/b.jpg,,right\n2,13,t_20,images/c.jpg,2016,top\n")
+    found = read_table(table(tmp_path/"metadata.csv", text))
+    assert found.pid.tolist() == [1, -1, 2] and found.time.tolist() == ["2015-01-02 10:00:00", "", "2016"]
+    report = check_images(found)
+    assert "'image_id', 'orientation'" in report["advice"][0] and report["advice"][1].startswith("1 of 3 pictures")
+    with pytest.warns(UserWarning, match="orientation"): domain = load_domain("labelled", tmp_path/"metadata.csv")
+    assert domain.people == {1: "t_3", 2: "t_20"}
+    assert read_table(table(tmp_path/"own.csv", "path,pid\nimages/a.jpg,unknown\n")).person.tolist() == ["unknown"]
+    twice = "identity,path,path\nx,images/a.jpg,images/a.jpg\n"
+    assert "has the columns" in fault(read_table, table(tmp_path/"twice.csv", twice))
+
+
+def test_leave_one_out_by_brute_force(tmp_path):
+    "Every picture is a query and in the gallery; cameras known or not. No picture is its own match."
+    from upl_reid.evaluation.retrieval import evaluate_retrieval
+    rng = np.random.default_rng(0)
+    n, x = 24, rng.normal(size=(24, 5))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    pids, cams = rng.integers(1, 6, n), ["", "", "a", "b"]*6
+    for i in range(n): picture(tmp_path/f"{i:02d}.jpg")
+    rows = [f"{i:02d}.jpg,{cams[i]},{pids[i]},{split}" for split in ("query", "gallery") for i in range(n)]
+    listed = read_table(table(tmp_path/"t.csv", "\n".join(["path,camid,pid,split", *rows])))
+    numbers = camera_numbers(listed)[1]
+    picture(tmp_path/"x.jpg")
+    rows.append("./x.jpg,a,,train")
+    domain = load_folder(table(tmp_path/"t.csv", "\n".join(["path,camid,pid,split", *rows])))
+    assert (domain.query.camids == domain.gallery.camids).all() and len(domain.query) == n
+    precisions = []
+    for i in range(n):
+        ranked, hits, precision = 0, 0, []
+        for j in np.argsort(-(x @ x[i]), kind="stable"):
+            if j == i or pids[j] == pids[i] and cams[i] and cams[j] == cams[i]: continue
+            ranked += 1
+            if pids[j] == pids[i]: hits += 1; precision.append(hits/ranked)
+        if precision: precisions.append(np.mean(precision))
+    ids = dict(query_pids=pids, gallery_pids=pids, query_camids=numbers[:n], gallery_camids=numbers[n:])
+    got = evaluate_retrieval(x, x, **ids)
+    assert abs(got.mAP - np.mean(precisions)) < 1e-12 and got.skipped == n - len(precisions)
+    report = check_images(listed)
+    assert (report["images"], report["copies"], report["splits"]) == (n, n - 1, {"query": n, "gallery": n})
+
+
+@pytest.mark.parametrize("rows, says", [
+    ("a.jpg,c,1,query|a.jpg,c,1,query", "again, after line 2"),
+    ("a.jpg,c,1,train|a.jpg,c,1,query", "again, after line 2"),
+    ("a.jpg,c,1,gallery|a.jpg,c,1,gallery", "again"), ("a.jpg,c,1,gallery|a.jpg,c,1,train", "again"),
+    ("a.jpg,c,1,query|a.jpg,c,1,gallery|./a.jpg,c,1,gallery", "line 4"),
+    ("a.jpg,c,1,query|a.jpg,c,2,gallery", "another camid or pid"),
+    ("a.jpg,c,1,query|a.jpg,d,1,gallery", "another camid or pid")])
+def test_other_repetitions_are_faults(tmp_path, rows, says):
+    picture(tmp_path/"a.jpg")
+    text = "\n".join(["path,camid,pid,split", *rows.split("|")])
+    assert says in (said := fault(read_table, table(tmp_path/"t.csv", text))) and "1 fault;" in said
+
+
 def test_columns_may_be_missing_but_not_misspelt(tmp_path):
     picture(tmp_path/"a.jpg")
     assert read_table(table(tmp_path/"t.csv", "path\na.jpg\n")).camid.tolist() == [""]
@@ -196,9 +301,9 @@ def test_columns_may_be_missing_but_not_misspelt(tmp_path):
 
 
 FAULTS = {
-    "pid": ("a.jpg,1,seven,", "pid"),
-    "large pid": ("a.jpg,1,99999999999,", "pid"),
-    "other digits": ("a.jpg,1,٣,", "pid"),
+    "pid": ("a.jpg,1,-7,", "pid"),
+    "broken pid": ("a.jpg,1,-1.5,", "pid"),
+    "query of zeros": ("a.jpg,1,000,query", "query without"),
     "split": ("a.jpg,1,1,test", "split"),
     "query": ("a.jpg,1,,query", "query without"),
     "query of nobody": ("a.jpg,1,0,query", "query without"),
@@ -219,7 +324,7 @@ def test_every_fault_of_a_line_names_the_line(tmp_path, line, says):
 
 def test_faults_come_together(tmp_path):
     picture(tmp_path/"a.jpg")
-    said = fault(read_table, table(tmp_path/"t.csv", "path,pid\n" + "a.jpg,x\n"*25))
+    said = fault(read_table, table(tmp_path/"t.csv", "path,pid\n" + "a.jpg,-2\n"*25))
     assert "25 faults" in said and said.count("\n  line") == 10 and "15 more" in said
     assert "again, after line 2" in fault(read_table, table(tmp_path/"t.csv", "path\na.jpg\na.jpg\n"))
     assert raise_faults("x", [], "y") is None
@@ -313,7 +418,10 @@ def test_domains_that_cannot_be(tmp_path):
 def test_queries_that_nobody_can_answer_are_told_before_training(tmp_path):
     for n in "abcd": picture(tmp_path/f"{n}.jpg")
     text = "path,pid,split{}\na.jpg,,train{}\nb.jpg,3,query{}\nc.jpg,3,gallery{}\nd.jpg,4,gallery{}\n"
-    assert "none of the 1 queries" in fault(load_folder, table(tmp_path/"t.csv", text.format("", "", "", "", "")))
+    unknown = text.format("", "", "", "", "")           # unknown cameras may differ, so c.jpg may answer
+    assert len(load_folder(table(tmp_path/"t.csv", unknown)).query) == 1
+    other = unknown.replace("c.jpg,3", "c.jpg,5")
+    assert "none of the 1 queries" in fault(load_folder, table(tmp_path/"t.csv", other))
     one_camera = text.format(",camid", ",1", ",1", ",1", ",2")
     assert "none of the 1 queries" in fault(load_folder, table(tmp_path/"t.csv", one_camera))
     assert len(load_folder(table(tmp_path/"t.csv", text.format(",camid", ",1", ",1", ",2", ",2"))).query) == 1
@@ -485,3 +593,100 @@ def test_check_names_unreadable_files(tmp_path):
     assert not report["sufficient"] and len(report["unreadable"]) == 1
     assert "bad\\nname.jpg" in report["unreadable"][0]["path"]
     assert (report["images"], report["readable"]) == (121, 120)
+
+
+# ---- identities, splits or cameras?
+
+def collection(home, folders, each, name="{folder}_c{cam}_{i}.jpg"):
+    for folder in folders:
+        for i in range(each):
+            path = home/folder/name.format(folder=Path(folder).name, cam=1 + i % 2, i=i)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"")
+    return home
+
+
+def doubt(root, pattern=None): return list_images(root, pattern).attrs["doubt"]
+
+
+def given_pattern(said): return said.split("--pattern '")[1].split("'")[0]
+
+
+def test_folders_of_identities_are_asked_about(tmp_path):
+    root = collection(tmp_path/"people", [f"{i:04d}" for i in range(1, 41)], 4)
+    said = doubt(root)
+    assert said.startswith("are these identities or splits? 40 sub-folders") and "0001/0001_c1_0.jpg" in said
+    assert said.endswith("--pattern '(?P<cam>[^/]+)/'")
+    found = list_images(root, given_pattern(said))
+    assert found.pid.tolist() == [i for i in range(1, 41) for _ in range(4)] and set(found.camid) == {"1", "2"}
+    assert not doubt(root, given_pattern(said)) and not doubt(root, "(?P<cam>[^/]+)/")
+    with pytest.warns(UserWarning, match="are these identities or splits"): load_folder(root)
+    write_table(list_images(root), root/"images.csv")
+    assert not doubt(root) and not doubt(root/"images.csv")
+
+
+@pytest.mark.parametrize("name, cameras", [
+    ("c{cam}_{i}.jpg", {"1", "2"}), ("{i}.jpg", {""}), ("x_cam{cam}_{i}.png", {"1", "2"}),
+    ("{folder}C{cam}T0001F{i:03d}.jpg", {"1", "2"})])
+def test_the_pattern_for_identities_reads_what_is_there(tmp_path, name, cameras):
+    root = collection(tmp_path, [f"p{i}" for i in range(1, 36)], 3, name)
+    found = list_images(root, given_pattern(doubt(root)))
+    assert set(found.camid) == cameras and set(found.person) == {f"p{i}" for i in range(1, 36)}
+
+
+@pytest.mark.parametrize("folders, name", [
+    (("image_train", "image_query", "image_test"), "{i:04d}_c00{cam}_0003_0.jpg"),
+    (("bounding_box_train", "query", "bounding_box_test"), "{i:04d}_c{cam}s1_0003_00.jpg"),
+    (("train/x", "gallery/x", "query/x"), "{i:04d}_c{cam}_f003.jpg"),
+    (("train/1", "test/1", "query/1"), "c{cam}_{i}.jpg"), (("train/1", "test/1"), "{i}.jpg")])
+def test_folders_of_splits_are_asked_about(tmp_path, folders, name):
+    for folder in folders: collection(tmp_path, [folder], 3, name)
+    for path in list(tmp_path.rglob("0000_*")): path.unlink()                    # a query of nobody would be a fault
+    said = doubt(tmp_path)
+    assert said.startswith("are these identities or splits? sub-folders such as") and "look like splits" in said
+    found = list_images(tmp_path, given_pattern(said))
+    assert set(found.split) == {split_of(f.split("/")[0]) for f in folders} and (found.pid > 0).all()
+    collection(tmp_path, ["gt_bbox"], 1, "{i:04d}_c{cam}s1_0003_00.jpg")
+    assert "once gt_bbox lie elsewhere" in doubt(tmp_path)
+
+
+@pytest.mark.parametrize("folders, each", [
+    ([f"cam{i}" for i in range(30)], 3), ([f"cam{i}" for i in range(40)], 60), (["platform", "train", "bus"], 3),
+    (["test_gate", "train_station"], 2)])
+def test_cameras_are_not_doubted(tmp_path, folders, each): assert not doubt(collection(tmp_path, folders, each))
+
+
+def test_a_doubt_is_one_note_and_no_verdict(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        for k in range(3):
+            (tmp_path/f"{i:03d}").mkdir(exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (40, 20, 3), dtype=np.uint8)).save(tmp_path/f"{i:03d}/{k}.png")
+    report = check_images(list_images(tmp_path), ignored_files(tmp_path))
+    assert len(report["advice"]) == 1 and report["advice"] == [report["doubt"]] and not report["sufficient"]
+    text = report_in_words(report)
+    assert text.count("note:") == 1 and "enough" not in text.lower() and "in 40 sub-folders" in text
+    report = check_images(list_images(tmp_path, "(?P<cam>[^/]+)/"))
+    assert report["sufficient"] and report_in_words(report).endswith("enough pictures to train on, but mind the notes")
+
+
+def test_one_picture_an_identity_is_told(tmp_path):
+    crops(tmp_path)
+    listed = list_images(tmp_path)
+    told = lambda pids: [a for a in check_images(listed.assign(pid=pids))["advice"] if "positive pairs" in a]
+    assert len(told(range(120))) == 1 and "120 identities" in told(range(120))[0]
+    assert not told([0, *range(119)]) and not told([-1]*120)
+
+
+def test_unreadable_files_do_not_say_that_there_are_too_few(tmp_path):
+    crops(tmp_path)
+    (tmp_path/"cam0/bad.jpg").write_bytes(whole[:100]); (tmp_path/"cam1/bad.jpg").write_bytes(b"")
+    listed = list_images(tmp_path)
+    report = check_images(listed)
+    text = report_in_words(report)
+    assert not report["sufficient"] and "NOT" not in text and "--skip-unreadable" in text
+    assert text.splitlines()[-1] == "enough pictures to train on, but 2 of 122 files cannot be read: mind the notes"
+    left = readable_images(listed, report)
+    assert len(left) == 120 and "bad.jpg" not in {p.name for p in left.path} and check_images(left)["sufficient"]
+    few = check_images(listed[-50:])
+    assert few["unreadable"] and report_in_words(few).endswith("NOT enough to train on")

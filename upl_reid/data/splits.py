@@ -6,7 +6,7 @@
 __all__ = ['integer_column', 'Unlabelled', 'selected_rows', 'Split', 'Domain']
 
 # %% ../../nbs/data/00_splits.ipynb #ffb1576e
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -92,3 +92,4 @@ class Domain:
     query: Split # one image per (identity, camera) in Market-1501's protocol
     gallery: Split # images to search, junk (-1) and distractors (0) included
     cameras: tuple = () # names of the cameras, where they have some
+    people: dict = field(default_factory=dict) # identity -> name, where identities have names
