@@ -189,6 +189,13 @@ def test_pretraining_is_that_of_the_same_folders(tmp_path):
     assert found(f"{adapted.id}-cccc-bbbb") == [f"{first.id}-cccc"]
 
 
+@pytest.mark.parametrize("value, says", [(2024, "as in -r source_root 2024"), (True, "as in -r source_root True"),
+                                         (1.5, "as in -r source_root 1.5")])
+def test_a_number_where_text_is_needed_names_papermill_s_raw_option(value, says):
+    with pytest.raises(ConfigError, match=f"{says}$"): open_table({**GIVEN, "source_root": value}, set())
+    with pytest.raises(ConfigError, match="as in -p seeds 3$"): open_table({**GIVEN, "seeds": "x"}, set())
+
+
 def test_plugins_and_records_are_parameters_of_every_table(monkeypatch):
     loaded = []
     monkeypatch.setattr("upl_reid.experiments.tables.load_plugins", loaded.append)

@@ -71,8 +71,9 @@ def coerce_parameter(
     if kind in (int, float): exact = coerced is not None and (isinstance(value, str) or float(coerced) == float(value))
     else: exact = isinstance(value, kind)
     if isinstance(value, bool) != (kind is bool) or not exact:
-        example = dict(int="3", float="0.5", bool="True").get(kind.__name__, "text")
-        raise ConfigError(f"{name}={value!r} should be of type {kind.__name__}, as in -p {name} {example}")
+        example = {int: f"-p {name} 3", float: f"-p {name} 0.5", bool: f"-p {name} True"}
+        remedy = example.get(kind, f"-r {name} {value}")             # papermill's -r takes text as it is
+        raise ConfigError(f"{name}={value!r} should be of type {kind.__name__}, as in {remedy}")
     return coerced
 
 # %% ../../nbs/experiments/30_tables.ipynb #fb4d136b
