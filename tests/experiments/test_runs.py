@@ -28,6 +28,7 @@ from upl_reid.experiments.config import PRESETS, RunConfig
 from upl_reid.experiments.runs import (Run, again_path, features_to_rank, get_run, labelled_images, open_domain,
                                         resume_point, run_path, score_retrieval)
 from upl_reid.experiments.tables import rank_again
+from upl_reid.experiments.workers import get_runs
 from upl_reid.training.loop import embed_bank
 from upl_reid.training.method import METHODS, Method, register
 
@@ -181,6 +182,29 @@ def test_person_0_of_a_source_is_a_person(name):
     empty = train.subset(np.zeros(6, bool))
     source = labelled_images(Domain(name, train, empty, empty))
     assert source.pids.tolist() == [0, 0, 3, 3, 0] and [p.stem for p in source.paths] == list("01245")
+
+
+def test_a_source_with_one_image_of_everybody_has_no_positive_pairs():
+    def source(pids):
+        train = Split(tuple(Path(f"{i}.jpg") for i in range(len(pids))), np.array(pids), np.zeros(len(pids), int))
+        empty = train.subset(np.zeros(len(pids), bool))
+        return labelled_images(Domain("labelled", train, empty, empty))
+    with pytest.raises(DataError, match="4 training images of 4 people, one of each, so there are no positive pairs"):
+        source([3, 1, 0, 7, -1, -1])
+    assert len(source([3, 1, 0, 7, 3])) == 5                                  # people with one image among others
+    with pytest.raises(DataError, match="of 1 people"): source([4, 4])
+
+
+def test_a_root_that_no_domain_has_is_refused(tmp_path):
+    "In one run and in several, before anything is read; roots of domains that a run does not use are fine."
+    config = RunConfig("tiny", "plaza", "campus", "direct")
+    for get in (get_run, lambda config, **how: get_runs([config], **how)):
+        with pytest.raises(ConfigError, match="roots has 'campsu', which is no domain; it may have .*campus.*weights"):
+            get(config, roots={"campsu": str(tmp_path)}, store=tmp_path/"runs", progress=False)
+    assert not (tmp_path/"runs").exists()
+    other = {"market1501": str(tmp_path), "folder": str(tmp_path)}
+    assert run_path(config, other, tmp_path/"runs").name == config.id
+    with pytest.raises(ConfigError, match="weights"): run_path(config, {"weight": "w.pth"}, tmp_path/"runs")
 
 
 def test_the_only_image_of_a_camera_keeps_its_direction_under_centring():

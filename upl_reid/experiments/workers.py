@@ -22,7 +22,7 @@ import upl_reid.methods
 from ..core import given_path, pick_device, printable_text, read_rows, RunError
 from .config import load_plugins, method_sources, PLUGINS, PRESETS, RunConfig, SOURCES
 from .runs import again_path, cpu_cores, found_run, get_run, open_domain, pretraining_configs
-from .runs import run_paths, store_root
+from .runs import check_roots, run_paths, store_root
 from ..training.method import METHODS
 
 # %% ../../nbs/experiments/20_workers.ipynb #71fd81db
@@ -244,6 +244,7 @@ def get_runs(
 ) -> list: # of Run, in the order of `configs`
     "All runs of a table, with methods of the package, of plugins and of a notebook. Raises `RunError` if a run fails."
     configs, store = list(configs), given_path(store or store_root())
+    check_roots(roots or {}, configs)
     for name, preset in {(n, c.preset) for c in configs for n in (c.source, c.target) if n}:
         open_domain(name, preset, roots, store) # a missing folder stops here
     first = [] if (roots or {}).get("start") else [p for c in configs for p in pretraining_configs(c)]
