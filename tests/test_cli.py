@@ -574,6 +574,95 @@ def test_unreadable_crops_stop_before_training(home, capsys, tmp_path):
     (tmp_path/"crops/cam1/bad.jpg").write_bytes(b"")
     code, _, error = said(capsys, "adapt", tmp_path/"crops", tmp_path/"m.safetensors", "--preset", "tiny")
     assert code == 1 and "bad.jpg" in error and not (tmp_path/"runs").exists()
+    assert "1 of" in error and "--skip-unreadable" in error and "NOT enough" not in capsys.readouterr().err
+    code, out, _ = said(capsys, "check", tmp_path/"crops")
+    assert code == 3 and "NOT enough" not in out and "1 of" in out.splitlines()[-1]
+
+
+def test_unreadable_crops_may_be_left_out(home, capsys, tmp_path):
+    "With a count and names; the stored table and the run are those of the readable crops alone."
+    import shutil
+    shutil.copytree(home/"mine/crops", tmp_path/"crops")
+    for name in ("bad", "worse"): (tmp_path/f"crops/cam1/{name}.jpg").write_bytes(b"")
+    arguments = ("--preset", "tiny", "--device", "cpu", "--method", "dbscan", "--skip-unreadable", "--json")
+    code, out, _ = said(capsys, "adapt", tmp_path/"crops", tmp_path/"m.safetensors", *arguments)
+    facts = json.loads(out)
+    assert code in (0, 3) and ["bad.jpg" in facts["left_out"][0], "worse.jpg" in facts["left_out"][1]] == [True, True]
+    table, = (tmp_path/"runs/tables").glob("*.csv")
+    assert len(list_images(table)) == len(list_images(home/"mine/crops")) == facts["check"]["readable"]
+    code, out, _ = said(capsys, "adapt", tmp_path/"crops", tmp_path/"m.safetensors", *arguments[:-1])
+    assert "2 of" in out and "were left out" in out and "left out: " in out and "bad.jpg" in out
+    code, out, _ = said(capsys, "adapt", home/"mine/crops", tmp_path/"n.safetensors", *arguments)
+    assert json.loads(out)["run"] == facts["run"] and json.loads(out)["left_out"] == []
+    few = tmp_path/"few/cam1"
+    few.mkdir(parents=True)
+    (few/"bad.jpg").write_bytes(b"")
+    code, _, error = said(capsys, "adapt", tmp_path/"few", tmp_path/"f.safetensors", *arguments)
+    assert code == 1 and "0 different pictures" in error
+
+
+def people_folders(home):
+    "One folder an identity: 40 of three pictures."
+    rng = np.random.default_rng(0)
+    for i in range(120):
+        path = home/f"{i // 3:04d}/{i // 3:04d}_c{1 + i % 3}_{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 20, 3), dtype=np.uint8)).save(path)
+    return home
+
+
+def test_identities_taken_for_cameras_are_asked_about(home, capsys, tmp_path):
+    "One note, exit code 3, no verdict, no table; `adapt` refuses; with the pattern of the note all is well."
+    people = people_folders(tmp_path/"people")
+    code, out, _ = said(capsys, "check", people, "--table", tmp_path/"t.csv")
+    assert code == 3 and out.count("note:") == 1 and "are these identities or splits?" in out
+    assert "enough" not in out.lower() and not (tmp_path/"t.csv").exists() and "not written" in out
+    report = json.loads(said(capsys, "check", people, "--json")[1])
+    assert not report["sufficient"] and report["advice"] == [report["doubt"]]
+    pattern = report["doubt"].split("--pattern '")[1].split("'")[0]
+    code, _, error = said(capsys, "adapt", people, tmp_path/"m.safetensors", "--preset", "tiny")
+    assert code == 1 and report["doubt"] in error and not (tmp_path/"runs").exists()
+    code, out, _ = said(capsys, "index", home/"model.safetensors", people, tmp_path/"g.safetensors", "--device", "cpu")
+    assert code == 3 and report["doubt"] in out
+    code, out, _ = said(capsys, "check", people, "--pattern", pattern, "--table", tmp_path/"t.csv", "--json")
+    assert code == 0 and json.loads(out)["cameras"] == {"1": 40, "2": 40, "3": 40} and (tmp_path/"t.csv").exists()
+    code, out, _ = said(capsys, "check", people, "--pattern", "(?P<cam>[^/]+)/")
+    assert "enough pictures to train on" in out and "in 40 cameras" in out
+
+
+def test_evaluate_by_a_pattern_is_that_of_the_table_it_finds(home, capsys, tmp_path):
+    "Splits, identities as names, leave one out: the listing, and its table written by `check`, measure the same."
+    import shutil
+    names = list_images(home/"mine/truth.csv")
+    for i, row in enumerate(names.itertuples()):
+        path = tmp_path/f"r/{dict(train='train', query='image_query', gallery='image_test')[row.split]}"
+        path.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(row.path, path/f"p{row.pid}_{row.camid}_{i}{row.path.suffix}")
+    pattern = r"^(?P<split>[^/]+)/(?P<pid>p\d+)_(?P<cam>cam\d)"
+    command = ("evaluate", home/"model.safetensors", "--json", "--device", "cpu")
+    measured = lambda *a: json.loads(said(capsys, *command[:2], *a, *command[2:])[1])
+    expected = measured(home/"mine/truth.csv")
+    assert abs(measured(tmp_path/"r", "--pattern", pattern)["mAP"] - expected["mAP"]) < 1e-6
+    said(capsys, "check", tmp_path/"r", "--pattern", pattern, "--table", tmp_path/"t.csv")
+    assert set(pd.read_csv(tmp_path/"t.csv").pid) == {f"p{pid}" for pid in names.pid}
+    assert abs(measured(tmp_path/"t.csv")["mAP"] - expected["mAP"]) < 1e-6
+    queries = names[names.split == "query"]
+    twice = pd.concat([queries, queries.assign(split="gallery")]).assign(camid="")
+    one = measured(write_table(twice, tmp_path/"one.csv"))
+    assert one["queries"] + one["skipped"] == one["gallery"] == len(queries) and one["mAP"] < 1
+
+
+def test_a_source_with_names_and_one_with_single_pictures(home, capsys, tmp_path):
+    names = list_images(home/"mine/truth.csv")
+    train = names[names.split == "train"]
+    table = write_table(train.assign(person=[f"turtle_{pid}" for pid in train.pid]), tmp_path/"names.csv")
+    assert list_images(table).person.str.startswith("turtle_").all()
+    arguments = ("--preset", "tiny", "--device", "cpu", "--source", "labelled", "--source-root")
+    assert said(capsys, "pretrain", tmp_path/"p.safetensors", *arguments, table)[0] == 0
+    singles = write_table(train.assign(pid=range(len(train))), tmp_path/"singles.csv")
+    code, _, error = said(capsys, "pretrain", tmp_path/"q.safetensors", *arguments, singles)
+    assert code == 1 and "no positive pairs" in error and f"of {len(train)} people" in error
+    assert "no positive pairs" in said(capsys, "check", singles)[1]
 
 
 def test_a_slip_costs_no_picture_and_no_model(home, capsys, tmp_path):
