@@ -16,6 +16,8 @@ from upl_reid.data.benchmarks import LAYOUTS, domain_statistics, load_domain, pu
 from upl_reid.data.splits import Domain, Split, Unlabelled
 from upl_reid.data.decoding import read_image
 
+pytestmark = pytest.mark.filterwarnings("ignore:1 junk images")     # of MARKET_ROWS
+
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 
 
@@ -144,6 +146,83 @@ def test_other_files_are_ignored_and_extensions_are_not_case_sensitive(tmp_path)
         put(tmp_path/"query"/more)
     query = load_domain("dukemtmc", tmp_path).query
     assert sorted(query.pids.tolist()) == [1, 2, 2, 2, 2, 2, 2, 30] and set(query.camids[query.pids == 2]) == {2}
+
+
+# name -> (home, {folder: files}, {split: [(file, pid, camid)]}): a small tree of each further format
+MORE = {
+    "veri776": ("VeRi", {
+        "image_train": ["0002_c002_00030600_0.jpg", "0002_c011_00030610_1.jpg", "0010_c020_00000001_0.jpg"],
+        "image_query": ["0005_c003_00032450_0.jpg"],
+        "image_test": ["0005_c003_00032450_0.jpg", "0005_c001_00030600_0.jpg", "0770_c010_00030600_0.jpg"]},
+        dict(train=[(2, 1), (2, 10), (10, 19)], query=[(5, 2)], gallery=[(5, 0), (5, 2), (770, 9)])),
+    "cuhk03": ("cuhk03-np", {
+        "bounding_box_train": ["0003_c1_21.png", "0003_c2_26.png"], "query": ["0001_c1_1.png"],
+        "bounding_box_test": ["0001_c2_6.png", "0019_c1_1.png"]},
+        dict(train=[(3, 0), (3, 1)], query=[(1, 0)], gallery=[(1, 1), (19, 0)])),
+    "cuhk03 by pairs": ("CUHK03", {
+        "bounding_box_train": ["1_001_1_01.png", "1_001_2_06.png", "5_001_1_01.png"], "query": ["2_010_1_02.png"],
+        "bounding_box_test": ["2_010_2_07.png"]},
+        dict(train=[(1001, 0), (1001, 1), (5001, 0)], query=[(2010, 0)], gallery=[(2010, 1)])),
+    "personx": ("PersonX", {
+        "bounding_box_train": ["0001_c1s1_15_00.jpg", "0001_c6_15.jpg"], "query": ["0004_c3s1_15_00.jpg"],
+        "bounding_box_test": ["0004_c4s1_15_00.jpg", "-1_c4s1_15_00.jpg"]},
+        dict(train=[(1, 0), (1, 5)], query=[(4, 2)], gallery=[(-1, 3), (4, 3)])),
+    "occluded_duke": ("Occluded_Duke", {
+        "bounding_box_train": ["0001_c2_f0046182.jpg"], "query": ["0005_c1_f0046182.jpg"],
+        "bounding_box_test": ["0005_c8_f0046182.jpg"]}, dict(train=[(1, 1)], query=[(5, 0)], gallery=[(5, 7)])),
+    "msmt17": ("MSMT17", {
+        "bounding_box_train": ["0000_000_01_0303morning_0015_0.jpg", "0000_c14_0004.jpg", "0001_c3s1_000004_00.jpg"],
+        "query": ["0000_c1_0001.jpg"], "bounding_box_test": ["0000_013_15_0303noon_0015_0_ex.jpg"]},
+        dict(train=[(1, 0), (1, 13), (2, 2)], query=[(1, 0)], gallery=[(1, 14)])),
+    "mars": ("MARS", {
+        "bbox_train/0001": ["0001C1T0001F001.jpg", "0001C6T0002F003.jpg"],
+        "bbox_test/0003": ["0003C2T0002F001.jpg", "0003C1T0001F002.jpg", "0003C1T0001F010.jpg"],
+        "bbox_test/0000": ["0000C4T0001F001.jpg"], "bbox_test/00-1": ["00-1C1T0001F001.jpg"]},
+        dict(train=[(1, 0), (1, 5)], query=[(3, 0), (3, 1)], gallery=[(-1, 0), (0, 3), (3, 0), (3, 0), (3, 1)]))}
+
+
+@pytest.mark.parametrize("name", MORE)
+@pytest.mark.parametrize("inside", [False, True])
+def test_further_formats(tmp_path, name, inside):
+    home, files, expected = MORE[name]
+    for folder, images in files.items():
+        for image in images: put((tmp_path/home if inside else tmp_path)/folder/image)
+    loaded = load_domain(name.split()[0], tmp_path)
+    for part, rows in expected.items():
+        split = getattr(loaded, part)
+        assert [(p, c) for p, c in zip(split.pids.tolist(), split.camids.tolist())] == rows, part
+        assert all(p.is_file() for p in split.paths)
+    if name == "mars": assert [p.name for p in loaded.query.paths] == ["0003C1T0001F002.jpg", "0003C2T0002F001.jpg"]
+
+
+@pytest.mark.parametrize("name", ["veri776", "cuhk03", "personx", "occluded_duke", "mars", "msmt17"])
+def test_names_that_do_not_fit_are_counted_and_a_table_is_proposed(tmp_path, name):
+    _, files, _ = MORE[name]
+    for folder, images in files.items():
+        for image in [*images, "portrait.jpg", "x_1.jpg"]: put(tmp_path/folder/image)
+    with pytest.raises(DataError, match="others?\\)|nor are") as e: load_domain(name, tmp_path)
+    says(e, next(iter(files)), "nor are", "path,camid,pid,split", "labelled", LAYOUTS[name][-1].example)
+
+
+def test_cuhk03_and_msmt17_say_what_is_missing(tmp_path):
+    put(tmp_path/"cuhk-03.mat")
+    with pytest.raises(DataError) as e: load_domain("cuhk03", tmp_path)
+    says(e, "lacks bounding_box_train", "cuhk-03.mat", "not read", "detected")
+    for half in ("train", "test"): (tmp_path/half).mkdir()
+    with pytest.raises(DataError, match="lacks list_train.txt"): load_domain("msmt17", tmp_path)
+
+
+def test_what_is_left_out_is_told_with_a_count(tmp_path):
+    make_folders(tmp_path, {**MARKET_ROWS, "train": [(-1, 1), (-1, 2), (2, 1)]}, market_name)
+    with pytest.warns(UserWarning, match=r"2 junk images .*bounding_box_train are left out"):
+        assert len(load_domain("market1501", tmp_path).train) == 1
+    for i in range(3): put(tmp_path/f"query/deeper/0001_c1s1_00000{i}_00.jpg")
+    with pytest.warns(UserWarning, match=r"3 images in sub-folders of .*query are left out, first .*deeper"):
+        assert len(load_domain("market1501", tmp_path).query) == 3
+    put(tmp_path/"mars/bbox_train/00-1/00-1C1T0001F001.jpg")
+    for folder, images in MORE["mars"][1].items():
+        for image in images: put(tmp_path/"mars"/folder/image)
+    with pytest.warns(UserWarning, match="1 junk images"): assert len(load_domain("mars", tmp_path).train) == 2
 
 
 @pytest.mark.parametrize("other", ["0002_c3_f0000005.tif", "0002_c3_f0000005.HEIC", "0002_c3_f0000005.avif"])
