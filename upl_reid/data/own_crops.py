@@ -6,11 +6,11 @@
 __all__ = ['PICTURE_SUFFIXES', 'OTHER_SUFFIXES', 'COLUMNS', 'MAX_ROWS', 'WILDLIFE', 'OWN', 'MANY_FOLDERS', 'FEW_PICTURES',
            'SPLIT_FOLDER', 'BY_IDENTITY', 'BY_SPLIT', 'FEWEST', 'raise_faults', 'is_file', 'is_not_utf8', 'field_fault',
            'file_fault', 'parse_row', 'repeat_fault', 'used_columns', 'check_header', 'read_lines', 'natural_sort_key',
-           'identity_numbers', 'make_listing', 'read_table', 'walk_folder', 'find_images', 'ignored_files',
-           'cameras_by_folder', 'split_of', 'compile_pattern', 'parse_name', 'cameras_by_pattern', 'fitting_pattern',
-           'identity_doubt', 'split_doubt', 'folder_doubt', 'read_folder', 'list_images', 'camera_numbers',
-           'check_measurable', 'as_domain', 'load_folder', 'write_table', 'examine_image', 'camera_advice',
-           'size_advice', 'count_advice', 'pair_advice', 'check_images', 'readable_images', 'verdict',
+           'fixed_number', 'identity_numbers', 'make_listing', 'read_table', 'walk_folder', 'find_images',
+           'ignored_files', 'cameras_by_folder', 'split_of', 'compile_pattern', 'parse_name', 'cameras_by_pattern',
+           'fitting_pattern', 'identity_doubt', 'split_doubt', 'folder_doubt', 'read_folder', 'list_images',
+           'camera_numbers', 'check_measurable', 'as_domain', 'load_folder', 'write_table', 'examine_image',
+           'camera_advice', 'size_advice', 'count_advice', 'pair_advice', 'check_images', 'readable_images', 'verdict',
            'report_in_words']
 
 # %% ../../nbs/data/20_own_crops.ipynb #11f789b7
@@ -172,6 +172,15 @@ def natural_sort_key(
     part = lambda t: (0, len(t.lstrip("0")), t.lstrip("0")) if digits(t) else (1, 0, t)
     return *(part(t) for t in re.split(r"(\d+)", name) if t), (2, 0, name)
 
+# %% ../../nbs/data/20_own_crops.ipynb #5c790899
+def fixed_number(
+    pid: str, # as written
+    split: str, # train, query or gallery
+) -> int | None: # None: a name
+    "The number of an identity that is no name even among names: -1, unknown, and in query and gallery 0, nobody."
+    if pid in ("", "-1"): return -1
+    return 0 if split != "train" and re.fullmatch("0+", pid) else None
+
 def identity_numbers(
     pids: Sequence, # (N,) as written; empty or -1: unknown
     splits: Sequence, # (N,) train, query or gallery
@@ -179,12 +188,10 @@ def identity_numbers(
     "Identities as numbers, and their names where they have some."
     if all(re.fullmatch(r"-1|\d{1,9}|", p, re.ASCII) for p in pids):
         return np.array([int(p or -1) for p in pids], np.int64), [""]*len(pids)
-    nobody = lambda p, s: {"": -1, "-1": -1}.get(p, 0 if s != "train" and re.fullmatch("0+", p) else None)
-    names = {p for p, s in zip(pids, splits) if nobody(p, s) is None}
-    number = {p: i for i, p in enumerate(sorted(names, key=natural_sort_key), 1)}
-    fixed = [nobody(p, s) for p, s in zip(pids, splits)]
-    return (np.array([number[p] if n is None else n for p, n in zip(pids, fixed)], np.int64),
-            [p if n is None else "" for p, n in zip(pids, fixed)])
+    fixed = [fixed_number(p, s) for p, s in zip(pids, splits)]
+    names = [p if n is None else "" for p, n in zip(pids, fixed)]
+    number = {p: i for i, p in enumerate(sorted({*names} - {""}, key=natural_sort_key), 1)}
+    return np.array([number[p] if n is None else n for p, n in zip(pids, fixed)], np.int64), names
 
 # %% ../../nbs/data/20_own_crops.ipynb #9797e118
 def make_listing(
