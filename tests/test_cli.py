@@ -652,6 +652,25 @@ def test_evaluate_by_a_pattern_is_that_of_the_table_it_finds(home, capsys, tmp_p
     assert one["queries"] + one["skipped"] == one["gallery"] == len(queries) and one["mAP"] < 1
 
 
+def test_a_source_in_a_benchmark_s_layout(home, capsys, tmp_path):
+    "VeRi-776's folders and names: the same pictures, identities and cameras as the table."
+    import shutil
+    from upl_reid.data.benchmarks import load_domain
+    folders = dict(train="image_train", query="image_query", gallery="image_test")
+    listed = list_images(home/"mine/truth.csv")
+    for i, row in enumerate(listed.itertuples()):
+        name = f"{row.pid:04d}_c{int(row.camid[3:]):03d}_{i:08d}_0{row.path.suffix}"
+        (tmp_path/"around/VeRi"/folders[row.split]).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(row.path, tmp_path/"around/VeRi"/folders[row.split]/name)
+    domain = load_domain("veri776", tmp_path/"around")
+    for part in folders:
+        split, rows = getattr(domain, part), listed[listed.split == part]
+        assert sorted(zip(split.pids, split.camids)) == sorted(zip(rows.pid, rows.camid.str[3:].astype(int) - 1))
+    code, out, _ = said(capsys, "pretrain", tmp_path/"v.safetensors", "--preset", "tiny", "--device", "cpu", "--json",
+                        "--source", "veri776", "--source-root", tmp_path/"around")
+    assert code == 0 and json.loads(out)["mAP"] > .05
+
+
 def test_a_source_with_names_and_one_with_single_pictures(home, capsys, tmp_path):
     names = list_images(home/"mine/truth.csv")
     train = names[names.split == "train"]
