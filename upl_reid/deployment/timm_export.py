@@ -25,6 +25,7 @@ def fold_neck(
 ) -> tuple: # weight (d, width), bias (d,)
     "Projection and batch-norm neck as one linear layer."
     project, neck = encoder.project, encoder.neck
+    assert neck.running_mean is not None and neck.running_var is not None        # it keeps running statistics
     scale = neck.weight/(neck.running_var + neck.eps).sqrt()
     return scale[:, None]*project.weight, scale*(project.bias - neck.running_mean) + neck.bias
 

@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['WAYS_TO_RANK', 'store_root', 'check_network', 'open_domain', 'labelled_images', 'hash_split', 'domain_fingerprint',
            'weights_mark', 'check_roots', 'run_paths', 'run_path', 'cpu_name', 'package_versions',
-           'describe_environment', 'RunFiles', 'Run', 'trained_encoder', 'append_row', 'checkpoint_writer',
-           'resume_point', 'embed_test', 'features_to_rank', 'score_retrieval', 'plain_scores', 'agreement_loss',
-           'label_scores', 'encoder_seeds', 'pretraining_configs', 'initial_encoder', 'known_identities', 'make_method',
-           'Workplace', 'peak_memory', 'measure_run', 'shipped_files', 'find_shipped', 'split_fingerprint',
-           'load_shipped', 'train_pretraining', 'train_adaptation', 'train_run', 'present_code', 'stored_code',
-           'code_notice', 'say_notice', 'waiting_lock', 'run_lock', 'again_path', 'replace_run', 'finish_replacement',
-           'limit_threads', 'cpu_cores', 'begin_session', 'with_checkpoint', 'do_run', 'found_run', 'get_run',
-           'ship_pretraining']
+           'describe_environment', 'RunFiles', 'Run', 'encoder_of', 'trained_encoder', 'append_row',
+           'checkpoint_writer', 'resume_point', 'embed_test', 'features_to_rank', 'score_retrieval', 'plain_scores',
+           'agreement_loss', 'label_scores', 'encoder_seeds', 'pretraining_configs', 'initial_encoder', 'start_encoder',
+           'known_identities', 'starting_encoders', 'whiten_start', 'make_method', 'no_watch', 'Workplace',
+           'peak_memory', 'measure_run', 'shipped_files', 'find_shipped', 'split_fingerprint', 'load_shipped',
+           'train_pretraining', 'train_adaptation', 'train_run', 'present_code', 'stored_code', 'code_notice',
+           'say_notice', 'waiting_lock', 'run_lock', 'again_path', 'replace_run', 'finish_replacement', 'limit_threads',
+           'cpu_cores', 'begin_session', 'with_checkpoint', 'do_run', 'found_run', 'get_run', 'ship_pretraining']
 
 # %% ../../nbs/experiments/10_runs.ipynb #fef6acac
-import contextlib, functools, hashlib, json, os, platform, shutil, subprocess, sys, time
+import contextlib, functools, hashlib, json, os, platform, shutil, subprocess, sys, time, warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -30,9 +30,9 @@ from torch import nn
 
 # %% ../../nbs/experiments/10_runs.ipynb #a7c6e575
 from ..components.clustering import camera_center
-from ..components.encoder import build_encoder, Encoder, FlipAverage
+from ..components.encoder import build_encoder, Encoder, FlipAverage, whiten_projection
 from ..components.memory import cross_camera_info_nce, cross_camera_masks
-from ..core import ConfigError, DataError, file_digests, given_path, pick_device, project_root
+from ..core import ConfigError, DataError, file_digests, given_path, pick_device, printable_text, project_root
 from ..core import read_rows, read_tensors, RunError, write_atomic, write_tensors
 from ..data.benchmarks import LAYOUTS, load_domain, split_identities
 from ..data.image_bank import ImageBank
@@ -44,7 +44,7 @@ from ..evaluation.calibration import pseudo_label_ece
 from ..evaluation.clusters import cluster_quality
 from ..evaluation.reranking import expand_queries, rerank
 from ..evaluation.retrieval import evaluate_distances, evaluate_retrieval, RetrievalScores
-from .config import FORMAT2_NETWORKS, method_sources, Preset, PRESETS, RunConfig
+from .config import FORMAT2_NETWORKS, method_sources, NETWORK, PRESETS, RunConfig
 from ..training.distributed import all_true, process_rank
 from ..training.loop import adapt, embed_bank, pretrain, unpack_labels
 from ..training.method import Method, METHODS, Supervised
@@ -121,22 +121,28 @@ def domain_fingerprint(
 
 # %% ../../nbs/experiments/10_runs.ipynb #c0295ec3
 def weights_mark(
-    roots: dict, # "weights" -> file, if some are given
+    roots: dict, # "weights" -> file or "imagenet", "start" -> model file, if they are given
     cache: Path, # SQLite file of known digests
-) -> list: # of eight hexadecimal digits: one entry or none
-    "The fingerprint of a file of initial weights. Raises `ConfigError` if it is not there."
-    if not roots.get("weights"): return []
-    file = given_path(roots["weights"])
-    if not file.is_file(): raise ConfigError(f"no file of weights at {file}; give a local .safetensors or .pth file")
-    return [file_digests([file], cache)[0][:8]]
+) -> list: # of eight hexadecimal digits, or "imagenet", the model's after "start"; one entry for each that is given
+    "Fingerprints of initial weights and of a model to go on from. Raises `ConfigError` for a file that is not there."
+    marks, what = [], dict(weights="file of weights", start="model file")
+    for name in what:
+        given = str(roots.get(name) or "")
+        if given and not (is_hub := name == "weights" and given == "imagenet") and not given_path(given).is_file():
+            remedy = "a local .safetensors or .pth file, or imagenet" if name == "weights" else "one that adapt wrote"
+            raise ConfigError(f"no {what[name]} at {given_path(given)}; give {remedy}")
+        if not given: continue
+        mark = given if is_hub else file_digests([given_path(given)], cache)[0][:8]
+        marks.append(mark if name == "weights" else f"start{mark}")
+    return marks
 
 # %% ../../nbs/experiments/10_runs.ipynb #b1roots1
 def check_roots(
     roots: dict, # name -> folder or file
     configs: Iterable[RunConfig], # of runs
 ):
-    "Raises `ConfigError` for a name that is neither a domain that can be loaded, nor one of the runs', nor weights."
-    known = {*LAYOUTS, *OWN, *(name for c in configs for name in (c.source, c.target) if name), "weights"}
+    "Raises `ConfigError` for a name that is no domain that can be loaded or that a run has, nor weights or start."
+    known = {*LAYOUTS, *OWN, *(name for c in configs for name in (c.source, c.target) if name), "weights", "start"}
     for name in roots:
         if name not in known:
             raise ConfigError(f"roots has {name!r}, which is no domain; it may have {', '.join(sorted(known))}")
@@ -251,13 +257,20 @@ class Run(RunFiles):
         return trained_encoder(self.config, self.path).to(device).eval()
 
 # %% ../../nbs/experiments/10_runs.ipynb #f8739c54
+def encoder_of(
+    config: RunConfig, # of any run
+    weights: str = "none", # of the body, see `build_encoder`
+    seed: int = 0, # of random values
+) -> Encoder:
+    "A run's network before any training. Raises as `build_encoder` does."
+    return build_encoder(config.backbone, config.size, config.dim, weights, seed, pooling=config.pooling)
+
 def trained_encoder(
     config: RunConfig, # of a finished run
     path: Path, # its folder
 ) -> nn.Module: # on the CPU
     "The model of a run with the weights of model.safetensors. Raises `RunError` for a damaged file."
-    preset = PRESETS[config.preset]
-    encoder = build_encoder(preset.backbone, preset.size, preset.dim)
+    encoder = encoder_of(config)
     model: nn.Module = encoder if config.method == "pretrain" else METHODS[config.method].model(encoder)
     model.load_state_dict(read_tensors(path/"model.safetensors")[0])
     return model
@@ -279,6 +292,7 @@ def append_row(
 
 def checkpoint_writer(
     path: Path, # the run's folder
+    watch: Callable = lambda row: None, # called with the epoch's row of the history once it is written
 ) -> Callable: # of tensors, row, and the round's tensors or None
     "The `save` callback of `fit` for a run's folder; of several processes, the first one writes."
     def save(tensors, row, round):
@@ -286,6 +300,7 @@ def checkpoint_writer(
         if round is not None: write_tensors(path/"rounds"/f"{row['epoch']:03d}.safetensors", round, epoch=row["epoch"])
         append_row(path/"history.jsonl", row)
         write_tensors(path/"checkpoint.safetensors", tensors, epoch=row["epoch"])
+        watch(row)
     return save
 
 # %% ../../nbs/experiments/10_runs.ipynb #3a93822a
@@ -323,7 +338,7 @@ def features_to_rank(
     "A run's stored test features; with mirror images they are made anew, by `FlipAverage`."
     if how != "flipped": return run.test_features()
     device = pick_device()
-    return embed_test(FlipAverage(run.encoder(device)), domain, PRESETS[run.config.preset].size, device)
+    return embed_test(FlipAverage(run.encoder(device)), domain, run.config.size, device)
 
 # %% ../../nbs/experiments/10_runs.ipynb #108d9baa
 def score_retrieval(
@@ -402,18 +417,50 @@ def encoder_seeds(
 def pretraining_configs(
     config: RunConfig, # of any run
 ) -> list: # of RunConfig
-    "The pretrained models that a run starts from (itself, if it is one); none if its argument `pretrained` is False."
-    if not config.arguments.get("pretrained", True): return []
-    return [RunConfig(config.preset, config.source, seed=s) for s in encoder_seeds(config)]
+    """The pretrained models that a run starts from (itself, if it is one).
+
+    None without a source, and if the method's argument `pretrained` is False."""
+    if not config.source or not config.arguments.get("pretrained", True): return []
+    network = {name: getattr(config, name) for name in NETWORK}
+    return [RunConfig(config.preset, config.source, seed=s, **network) for s in encoder_seeds(config)]
 
 def initial_encoder(
-    preset: Preset, # backbone, size, dimension, weights
+    config: RunConfig, # of any run
     seed: int, # of the values that are not loaded
-    roots: dict | None, # "weights" -> file, instead of the preset's
+    roots: dict | None, # "weights" -> file or "imagenet", instead of the preset's
 ) -> Encoder:
-    "An encoder before any training on the domains."
-    weights = (roots or {}).get("weights") or preset.weights
-    return build_encoder(preset.backbone, preset.size, preset.dim, weights, seed)
+    "An encoder before any training on the domains; warns if a run without a source has no weights either."
+    weights = str((roots or {}).get("weights") or PRESETS[config.preset].weights)
+    if weights == "none" and not config.source:
+        warnings.warn(f"{config} has neither a source nor weights, so it starts from random values, which know nothing "
+                      "of pictures; give weights, a model to go on from, or a source")
+    return encoder_of(config, weights, seed)
+
+# %% ../../nbs/experiments/10_runs.ipynb #8f562aba
+def start_encoder(
+    config: RunConfig, # of an adaptation
+    file: str | Path, # model file of `Embedder.save`
+) -> Encoder:
+    """The network of a model that was adapted before, to go on from.
+
+    Raises `ConfigError` for a model of another network or of several, `DataError` for a file that is no model."""
+    file, wanted = given_path(file), {name: getattr(config, name) for name in NETWORK}
+    try:
+        tensors, metadata = read_tensors(file)
+        facts = json.loads(metadata["upl_reid"])
+        there = {**{name: facts.get(name, "avg") for name in NETWORK}, "size": tuple(facts["size"])}
+    except (RunError, KeyError, TypeError, ValueError) as e:
+        raise DataError(f"{file} is no model of this project ({printable_text(e)}); give a file that `upl-reid adapt` "
+                        "or pretrain wrote, or other weights with --weights") from None
+    if there != wanted:
+        other = ", ".join(f"{k} {there[k]} instead of {wanted[k]}" for k in NETWORK if there[k] != wanted[k])
+        raise ConfigError(f"{file} has another network than this run: {other}; give the run the model's")
+    encoder = encoder_of(config)
+    if set(tensors) != set(encoder.state_dict()):
+        raise ConfigError(f"{file} was made by {facts.get('method')!r}, whose model is more than one encoder; go on "
+                          "from a model of another method")
+    encoder.load_state_dict(tensors)
+    return encoder
 
 # %% ../../nbs/experiments/10_runs.ipynb #e6c8f0ce
 def known_identities(
@@ -428,26 +475,60 @@ def known_identities(
     return target.train.pids
 
 # %% ../../nbs/experiments/10_runs.ipynb #8193a1f4
+def starting_encoders(
+    config: RunConfig, # of an adaptation
+    roots: dict | None, # "start" -> model file, "weights" -> file
+    pretrained: Callable, # configuration of a pretraining -> its encoder
+) -> list: # of one encoder, or two
+    "Where an adaptation starts: a given model, or the source's pretraining, or initial weights."
+    start = (roots or {}).get("start")
+    if not start:
+        return ([pretrained(c) for c in pretraining_configs(config)]
+                or [initial_encoder(config, s, roots) for s in encoder_seeds(config)])
+    if len(encoder_seeds(config)) > 1:
+        raise ConfigError(f"method {config.method!r} trains two networks that start apart, and {start} is one; go on "
+                          "with another method")
+    return [start_encoder(config, start)]
+
+# %% ../../nbs/experiments/10_runs.ipynb #358bd0f0
+def whiten_start(
+    encoders: list, # of `initial_encoder`, changed in place
+    config: RunConfig, # of an adaptation without a source
+    target: Domain, # whose training images are used, without their identities
+    device: torch.device, # where
+):
+    "Start the projections as the PCA whitening of the target's pretrained features."
+    bank = ImageBank(target.train.paths, config.size, device)
+    for encoder in encoders: whiten_projection(encoder.to(device), embed_bank(encoder.body, bank))
+
+# %% ../../nbs/experiments/10_runs.ipynb #makemet2
 def make_method(
     config: RunConfig, # of an adaptation
-    held: Split, # held-out source identities
+    held: Split | None, # held-out source identities; None: there is no source
     target: Domain, # its identities are used by the oracle only
-    device: torch.device, # where
-    roots: dict | None, # of real domains
-    store: Path, # of runs
-    progress: bool, # draw bars
+    at: "Workplace", # device, folders and store
 ) -> Method:
     "A method around its pretrained (or, on request, initial) encoder, with the extras that its class asks for."
     preset, cls = PRESETS[config.preset], METHODS[config.method]
-    get = functools.partial(get_run, device=device, roots=roots, store=store, progress=progress)
-    encoder, *twin = ([get(c).encoder() for c in pretraining_configs(config)]
-                      or [initial_encoder(preset, s, roots) for s in encoder_seeds(config)])
+    shared: dict = dict(device=at.device, roots=at.roots, store=at.store, progress=at.progress, watch=at.watch)
+    encoder, *twin = starting_encoders(config, at.roots, lambda c: get_run(c, **shared).encoder())
+    if not config.source and not (at.roots or {}).get("start"):
+        whiten_start([encoder, *twin], config, target, at.device)
     extras: dict = dict(twin=twin[0]) if twin else {}
     if cls.needs_identities: extras["pids"] = known_identities(config, target)
-    if cls.needs_meta: extras["meta"] = (ImageBank(held.paths, preset.size, device), held.pids, held.camids)
-    return cls(encoder, **extras, **{**cls.preset_arguments(preset.momentum), **config.method_args})
+    if cls.needs_meta and held is not None:
+        extras["meta"] = (ImageBank(held.paths, config.size, at.device), held.pids, held.camids)
+    fixed = {} if config.source else cls.without_source
+    return cls(encoder, **extras, **{**cls.preset_arguments(preset.momentum), **fixed, **config.method_args})
 
 # %% ../../nbs/experiments/10_runs.ipynb #ecb11897
+def no_watch(
+    config: RunConfig, # of the run
+    epochs: int, # in all
+    row: dict, # of the history: the epoch that has just been written
+):
+    "What a run calls after each epoch, if it is given nothing else."
+
 @dataclass(frozen=True)
 class Workplace:
     "Where and how runs are done; none of it is part of a run's name."
@@ -456,6 +537,7 @@ class Workplace:
     store: Path          # of runs
     progress: bool       # draw bars
     shipped: bool = True # whether a pretraining may be taken from the repository's folder pretrained/
+    watch: Callable = no_watch # called after each epoch, see `no_watch`
 
 def peak_memory(
     device: torch.device, # trained on
@@ -542,13 +624,14 @@ def train_pretraining(
 ) -> Method:
     "Stage 1 of Algorithm 1, from the last checkpoint on; or the shipped weights, if there are some for this run."
     preset = PRESETS[config.preset]
-    encoder = initial_encoder(preset, config.seed, at.roots)
+    encoder = initial_encoder(config, config.seed, at.roots)
     start = find_shipped(config, kept, at)
     if start and not (path/"checkpoint.safetensors").exists():
         return load_shipped(start, path, Supervised(encoder, kept.pids))
-    bank = ImageBank(kept.paths, preset.size, at.device, folder=at.store)
+    bank = ImageBank(kept.paths, config.size, at.device, folder=at.store)
+    save = checkpoint_writer(path, functools.partial(at.watch, config, preset.pretrain.epochs))
     return pretrain(encoder, kept, bank, preset.pretrain, config.seed, f"pretrain {config.source}",
-                    save=checkpoint_writer(path), progress=at.progress, **resume_point(path))
+                    save=save, progress=at.progress, **resume_point(path))
 
 # %% ../../nbs/experiments/10_runs.ipynb #bed11b4f
 def train_adaptation(
@@ -559,12 +642,13 @@ def train_adaptation(
     at: Workplace, # device, folders and store
 ) -> Method:
     "Stage 2 of Algorithm 1, from the last checkpoint on; a method that does not train is only moved to the device."
-    preset = PRESETS[config.preset]
-    bank = ImageBank(target.train.paths, preset.size, at.device, folder=at.store)
+    bank = ImageBank(target.train.paths, config.size, at.device, folder=at.store)
     if not method.trains: return method.to(at.device)
-    return adapt(method, target.train.withhold(), bank, preset.budget(config.target), config.seed,
+    budget = PRESETS[config.preset].budget(config.target)
+    save = checkpoint_writer(path, functools.partial(at.watch, config, budget.epochs))
+    return adapt(method, target.train.withhold(), bank, budget, config.seed,
                  f"{config.method} {config.source}->{config.target}",
-                 save=checkpoint_writer(path), progress=at.progress, **resume_point(path))
+                 save=save, progress=at.progress, **resume_point(path))
 
 # %% ../../nbs/experiments/10_runs.ipynb #15dc0f3a
 def train_run(
@@ -573,15 +657,16 @@ def train_run(
     at: Workplace, # device, folders and store
 ):
     "Train and measure one run."
-    preset = PRESETS[config.preset]
-    source = open_domain(config.source, config.preset, at.roots, at.store)
-    kept, held = split_identities(labelled_images(source), preset.held, config.seed)
+    held = None
+    if config.source:
+        source = open_domain(config.source, config.preset, at.roots, at.store)
+        kept, held = split_identities(labelled_images(source), PRESETS[config.preset].held, config.seed)
     if config.method == "pretrain": target, trained = source, train_pretraining(config, path, kept, at)
     else:
         target = open_domain(config.target, config.preset, at.roots, at.store)
-        method = make_method(config, held, target, at.device, at.roots, at.store, at.progress)
+        method = make_method(config, held, target, at)
         trained = train_adaptation(config, path, method, target, at)
-    features = embed_test(trained.embedder(), target, preset.size, at.device) if len(target.query) else {}
+    features = embed_test(trained.embedder(), target, config.size, at.device) if len(target.query) else {}
     if process_rank() == 0: measure_run(config, path, trained, features, target, at.device)
     all_true(True) # the other processes wait until everything is written
 
@@ -757,12 +842,13 @@ def get_run(
     store: Path | str | None = None, # None: `store_root()`
     again: bool = False, # train it anew, also if it is finished
     progress: bool = True, # draw bars
+    watch: Callable = no_watch, # called after each epoch with the configuration, the epochs in all and the epoch's row
 ) -> Run:
     "Load a finished run, resume an interrupted one, or train it. Waits if another process is training it."
     store = given_path(store or store_root())
     path = run_path(config, roots, store)
     if not again and (run := found_run(config, path)): return run
-    at = Workplace(pick_device(str(device)), roots, store, progress, shipped=not again)
+    at = Workplace(pick_device(str(device)), roots, store, progress, not again, watch)
     with run_lock(path, config):
         if process_rank() == 0: finish_replacement(path)
         if not again and (run := found_run(config, path)): return run
