@@ -37,7 +37,7 @@ from upl_reid.evaluation.retrieval import evaluate_retrieval
 from upl_reid.experiments.config import load_methods, PRESETS, RunConfig
 from upl_reid.experiments.cost import Bench, count_flops, peak_bytes, synchronise_device
 from upl_reid.experiments.runs import (describe_environment, get_run, labelled_images, make_method, open_domain,
-    pretraining_configs)
+    pretraining_configs, Workplace)
 from upl_reid.methods.upl import hybrid_labels
 from upl_reid.training import loop
 from upl_reid.training.loop import adapt, embed_bank, make_round_optimiser
@@ -210,7 +210,7 @@ def adaptation(name, device, store, features=None):
     source, target = (open_domain(n, "tiny", None, store) for n in ("plaza", "campus"))
     _, held = split_identities(labelled_images(source), preset.held, config.seed)
     for c in pretraining_configs(config): get_run(c, device="cpu", store=store, progress=False)
-    method = make_method(config, held, target, device, None, store, False)
+    method = make_method(config, held, target, Workplace(device, None, store, False))
     bank, rows = ImageBank(target.train.paths, preset.size, device), []
     if not method.trains:
         found = embed_bank(method.to(device).embedder(), bank).cpu()

@@ -331,10 +331,14 @@ class RunConfig(RunArguments):
         return {name: getattr(self, name) for name in NETWORK if getattr(self, name) != usual[name]}
 
     @property
+    def stated(self) -> dict: # plain values
+        "The fields as a run's folder keeps them: those of the network only if they differ from the preset's."
+        return {k: v for k, v in asdict(self).items() if k not in NETWORK or k in self.own_network}
+
+    @property
     def id(self) -> str:
         "Sixteen hexadecimal digits."
-        named = {k: v for k, v in asdict(self).items() if k not in NETWORK or k in self.own_network}
-        config = {**named, "method_args": self.hashed_arguments}
+        config = {**self.stated, "method_args": self.hashed_arguments}
         return hash_facts(dict(config=config, preset=hashed_preset(self.preset, self.source, self.target)))
 
     @classmethod

@@ -17,7 +17,7 @@ __all__ = ['WAYS_TO_RANK', 'store_root', 'check_network', 'open_domain', 'labell
 # %% ../../nbs/experiments/10_runs.ipynb #fef6acac
 import contextlib, functools, hashlib, json, os, platform, shutil, subprocess, sys, time, warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -786,7 +786,7 @@ def begin_session(
         raise RunError(f"cannot make {path} ({e.strerror}); {remedy}") from e
     for left in path.rglob(".*.part"): left.unlink(missing_ok=True) # of a process that was killed while it wrote
     if (path/"checkpoint.safetensors").exists(): say_notice(config, path)
-    write_atomic(path/"config.json", json.dumps(asdict(config), indent=1))
+    write_atomic(path/"config.json", json.dumps(config.stated, indent=1))
     file = path/"environment.json"
     sessions = json.loads(file.read_text()) if file.exists() else []
     write_atomic(file, json.dumps([*sessions, describe_environment(device)], indent=1))
@@ -871,7 +871,7 @@ def ship_pretraining(
         kept = split_identities(train, PRESETS[preset].held, seed)[0]
         weights, facts = shipped_files(run.config)
         write_tensors(weights, read_tensors(run.path/"model.safetensors")[0])
-        about = dict(config=asdict(run.config), images=split_fingerprint(kept), sha256=file_digests([weights])[0],
+        about = dict(config=run.config.stated, images=split_fingerprint(kept), sha256=file_digests([weights])[0],
                      environments=run.environments, history=read_rows(run.path/"history.jsonl"))
         write_atomic(facts, json.dumps(about, indent=1) + "\n")
         written.append(weights)
