@@ -8,7 +8,7 @@ SLOW = {
         test_a_source_of_ones_own test_export_and_pretrain test_names_of_every_kind_go_through_adapt
         test_output_that_cannot_be_written test_the_command_is_installed test_the_module_is_the_command
         test_the_same_names_with_other_pictures_are_another_run test_json_is_json
-        test_a_slip_costs_no_picture_and_no_model""",
+        test_a_slip_costs_no_picture_and_no_model test_adapting_without_a_source_then_going_on""",
     "test_failure_modes.py": "*",
     "test_hostile_input.py": """
         test_labels_or_a_sentence test_features_that_are_no_numbers test_any_configuration_is_one_or_refused""",
@@ -22,6 +22,7 @@ SLOW = {
     "experiments/test_cost.py": """
         test_a_step_waits_for_nothing test_measuring_visits_every_row_and_part ready counted""",
     "experiments/test_report_page.py": "*",
+    "experiments/test_starts.py": "*",
     "experiments/test_runs.py": """
         test_killed_and_continued_is_bit_identical test_two_processes_want_the_same_run test_threads_are_given_back
         test_other_data_of_the_same_name_is_another_run test_initial_weights_from_a_file
