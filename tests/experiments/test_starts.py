@@ -204,6 +204,15 @@ def test_a_line_an_epoch_has_the_time_left():
     assert log.getvalue().splitlines()[3] == "pretrain plaza: epoch 1 of 2, loss 1.000, 7 people, 10 s left"
 
 
+def test_a_night_in_the_middle_is_not_counted_for_the_rest():
+    now, log = [0.], io.StringIO()
+    lines, config = EpochLines(log, clock=lambda: now[0]), RunConfig("tiny", "plaza", "campus", "dbscan")
+    for row, gap in zip(rows(8, 50), (60, 60, 60, 30_000, 60, 60, 60, 60)):
+        now[0] += gap
+        lines(config, 8, row)
+    assert "4 min left" in log.getvalue().splitlines()[3]               # four epochs of a minute
+
+
 def test_durations(): assert [duration_in_words(s) for s in (0, 99, 100, 7200)] == ["0 s", "99 s", "2 min", "2.0 h"]
 
 

@@ -755,7 +755,8 @@ body {{ font: 14px/1.4 system-ui, sans-serif; margin: 1rem; color: #1a1a1a; back
 h1 {{ font-size: 1.3rem }} h2 {{ font-size: 1rem; overflow-wrap: anywhere }}
 .hits {{ display: flex; flex-wrap: wrap; gap: .6rem; padding: 0; margin: 0; list-style: none }}
 figure {{ margin: 0; width: 7rem }} figcaption {{ font-size: 12px; overflow-wrap: anywhere }}
-img {{ max-width: 100%; max-height: 128px; border: 2px solid #999 }} .query img {{ border-color: #1f5f8b }}
+img {{ height: 128px; max-width: 100%; object-fit: contain; border: 2px solid #999 }}
+.query img {{ border-color: #1f5f8b }}
 .unread {{ margin: 0; height: 128px; background: #ddd }}
 </style>
 </head>

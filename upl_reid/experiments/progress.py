@@ -6,7 +6,7 @@
 __all__ = ['duration_in_words', 'epoch_in_words', 'EpochLines', 'TensorBoardLog', 'all_of']
 
 # %% ../../nbs/experiments/15_progress.ipynb #77daaaf3
-import numbers, sys, time
+import numbers, statistics, sys, time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
@@ -37,22 +37,23 @@ def epoch_in_words(
 
 # %% ../../nbs/experiments/15_progress.ipynb #2e6b96e9
 class EpochLines:
-    "Writes a line for each epoch of a run, with the time left by the epochs of this session."
+    "Writes a line for each epoch of a run, with the time left by the median epoch of this session."
     def __init__(self,
         stream: TextIO | None = None, # where to; None: standard error
         clock: Callable[[], float] = time.monotonic, # seconds
-    ): self.stream, self.clock, self.run, self.count, self.begun = stream or sys.stderr, clock, "", 0, clock()
+    ):
+        self.stream, self.clock, self.run, self.last = stream or sys.stderr, clock, "", 0.
+        self.seconds: list[float] = []                          # of each epoch, with what lies between two
 
     def __call__(self,
         config: RunConfig, # of the run
         epochs: int, # in all
         row: dict, # of the history
     ):
-        if self.run != config.id:                               # its first epoch here: only its own time is known
-            self.run, self.count, self.begun = config.id, 0, self.clock() - row["seconds"]
-        self.count += 1
-        seconds = (self.clock() - self.begun)/self.count
-        print(epoch_in_words(config, epochs, row, seconds), file=self.stream, flush=True)
+        now, first = self.clock(), self.run != config.id        # of a first epoch only its own time is known
+        self.seconds = [row["seconds"]] if first else [*self.seconds, now - self.last]
+        self.run, self.last = config.id, now
+        print(epoch_in_words(config, epochs, row, statistics.median(self.seconds)), file=self.stream, flush=True)
 
 # %% ../../nbs/experiments/15_progress.ipynb #88ceac37
 class TensorBoardLog:
