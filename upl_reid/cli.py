@@ -134,10 +134,11 @@ def synth(
 # %% ../nbs/cli.ipynb #57cb89d0
 def _roots(a):
     "Folders of real domains and files of weights, for `get_run`."
-    roots = [("folder", getattr(a, "root", "")), (a.source, a.source_root), (getattr(a, "target", ""), "")]
-    roots += [(getattr(a, "target", ""), getattr(a, "target_root", "")), ("weights", a.weights), ("start", a.start)]
-    return {name: root for name, root in roots if root}
+    target = getattr(a, "target", ""), getattr(a, "target_root", "")
+    roots = ("folder", getattr(a, "root", "")), (a.source, a.source_root), target
+    return {name: root for name, root in (*roots, ("weights", a.weights), ("start", a.start)) if root}
 
+# %% ../nbs/cli.ipynb #cutbe2c8
 def choose_network(
     a: argparse.Namespace, # parsed arguments, with preset, backbone, size, dim, pooling, weights, start
 ) -> tuple: # preset, fields of `RunConfig` that replace its network, one sentence that says why
@@ -154,6 +155,7 @@ def choose_network(
     return "demo", given, ("preset demo: a small network without pretrained weights; for photographs give --weights "
                            "FILE, or --weights imagenet to fetch them, and preset photo is taken")
 
+# %% ../nbs/cli.ipynb #cut106ab
 def watcher(
     a: argparse.Namespace, # parsed arguments
 ) -> Callable: # for `get_run`
@@ -161,6 +163,7 @@ def watcher(
     lines = [] if show_bars(a) else [experiments.EpochLines()]
     return experiments.all_of(*lines, *([experiments.TensorBoardLog(a.tensorboard)] if a.tensorboard else []))
 
+# %% ../nbs/cli.ipynb #cutda0a8
 def pretrain(
     a: argparse.Namespace, # parsed arguments
 ) -> tuple: # dict for JSON, text, exit code
@@ -234,6 +237,23 @@ def _adapted_run(
     return experiments.get_run(config, device=a.device, roots=roots, progress=show_bars(a), watch=watcher(a))
 
 # %% ../nbs/cli.ipynb #f7846649
+def _save_adapted(
+    out: Path, # model file to write
+    run, # finished
+    domain, # the crops
+    device: str, # where to calibrate
+    crops: dict, # of `crops_for_card`
+) -> tuple: # the card's path, signs of quality, the same in words
+    "Calibrate a run's model, judge it, and write it with its card."
+    embedder, quality = deployment.Embedder.load(run, device), deployment.run_quality(run, domain.train.camids)
+    try: embedder = embedder.calibrated(deployment.calibrate_run(embedder, run, domain.train))
+    except core.DataError as e: quality["warnings"].append(f"cosines could not be calibrated: {e}")
+    words, card = deployment.quality_in_words(quality), out.with_name(out.name + ".md")
+    embedder.save(out)
+    core.write_atomic(card, deployment.model_card(embedder, words, crops))
+    return card, quality, words
+
+# %% ../nbs/cli.ipynb #partec5f
 def adapt(
     a: argparse.Namespace, # parsed arguments
 ) -> tuple: # dict for JSON, text, exit code
@@ -254,12 +274,7 @@ def adapt(
     images = data.readable_images(images, report)
     domain = data.as_domain(images)
     run = _adapted_run(a, config, domain, images)
-    embedder, quality = deployment.Embedder.load(run, a.device), deployment.run_quality(run, domain.train.camids)
-    try: embedder = embedder.calibrated(deployment.calibrate_run(embedder, run, domain.train))
-    except core.DataError as e: quality["warnings"].append(f"cosines could not be calibrated: {e}")
-    words, card = deployment.quality_in_words(quality), out.with_name(out.name + ".md")
-    embedder.save(out)
-    core.write_atomic(card, deployment.model_card(embedder, words, crops_for_card(a.root, images, a.method)))
+    card, quality, words = _save_adapted(out, run, domain, a.device, crops_for_card(a.root, images, a.method))
     facts = dict(out=str(out), card=str(card), run=run.id, seconds=run.metrics["seconds"])
     facts |= dict(check=report, quality=quality, left_out=[u["why"] for u in report["unreadable"]])
     if left := left_out_lines(facts["left_out"]):
@@ -832,7 +847,7 @@ EXAMPLES = """examples, from crops to a search:
   upl-reid search model.safetensors mine/search --picture hits.png
   upl-reid index model.safetensors mine/search gallery.safetensors
   upl-reid search model.safetensors gallery.safetensors some/picture.jpg -k 20 --false-match-rate 0.001
-  upl-reid forget gallery.safetensors some/picture.jpg no trace of it stays in the gallery
+  upl-reid forget gallery.safetensors a/picture.jpg    no trace of it stays in the gallery
   upl-reid evaluate model.safetensors mine/truth.csv   only with known identities
 """
 

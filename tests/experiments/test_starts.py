@@ -2,6 +2,7 @@
 import io
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -44,7 +45,6 @@ def test_every_field_of_the_network_is_part_of_the_name(field, tmp_path):
     assert config.id != RunConfig("tiny", "plaza", "campus", "upl").id
     first = pretraining_configs(config)[0]
     assert {k: getattr(first, k) for k in field} == field
-    from dataclasses import asdict
     (tmp_path/"config.json").write_text(json.dumps(asdict(config)))
     assert RunConfig.read(tmp_path/"config.json") == config and next(iter(field)) in str(config)
 

@@ -99,6 +99,7 @@ def misfits_in_words(
     said = [f"{k} ({shape(state, k)} in the file, {shape(own, k)} in the network)" for k in wrong[:10]]
     return ", ".join(said) + (f", and {len(wrong) - 10} more" if len(wrong) > 10 else "")
 
+# %% ../../nbs/components/00_weights.ipynb #cut92ec5
 def load_named(
     body: nn.Module, # network without classifier, changed in place
     state: dict, # name -> tensor

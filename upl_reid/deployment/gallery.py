@@ -480,13 +480,11 @@ def _check_search(
     gallery: GalleryIndex, # to be searched
     queries: np.ndarray, # (Q, d)
     k: int, # should be at least 1
-
     false_match_rate: float | None, # needs a calibration
 ):
     "Raises `DataError` or `ConfigError`, as `GallerySearch.search` says."
     if not len(gallery): raise DataError("the gallery is empty; add vectors before searching")
     if k < 1: raise ConfigError(f"k={k}: ask for at least one hit")
-
     if false_match_rate is not None and gallery.calibration is None:
         raise ConfigError("this gallery has no calibration, so a false-match rate has no threshold; "
                           "give it the calibration of the model, or no false-match rate")
@@ -495,7 +493,6 @@ def _check_search(
 @dataclass(frozen=True, eq=False)
 class Hits:
     "Hits as arrays; the row of a query has the best first. A table is read from the gallery as it is then."
-
     gallery: GalleryIndex # searched
     cosine: np.ndarray # (Q, k) float32, -inf: no hit
     position: np.ndarray # (Q, k) int64, -1: no hit

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core import ConfigError, DataError, given_path, printable_text, RunError, seed_for, write_atomic
-from ..data.image_bank import IMAGENET_MEAN, IMAGENET_STD
+from ..core import ConfigError, DataError, given_path, IMAGENET_MEAN, IMAGENET_STD, printable_text, RunError
+from ..core import seed_for, write_atomic
+
 from .embedder import Embedder
 
 # %% ../../nbs/deployment/40_onnx_export.ipynb #1af6e91d

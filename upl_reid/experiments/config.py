@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'SOURCES', 'PLUGINS', 'RENAMED', 'FORMAT2_NETWORKS', 'NETWORK', 'Preset', 'is_outside', 'member_source',
            'class_source', 'method_sources', 'import_file', 'load_plugins', 'load_entry_points', 'load_methods',
            'stored_names', 'hash_facts', 'present_names', 'hashed_preset', 'check_fields', 'parse_size',
-           'check_sourceless', 'network_fields', 'RunFields', 'RunArguments', 'RunConfig']
+           'check_sourceless', 'plain_copy', 'network_fields', 'RunFields', 'RunArguments', 'RunNetwork', 'RunConfig']
 
 # %% ../../nbs/experiments/00_config.ipynb #30ac62e9
 import functools, hashlib, importlib, importlib.util, inspect, json, os, pkgutil, re, sys, warnings
@@ -246,6 +246,7 @@ def parse_size(
     if len(parts) == len(out) == 2 and all(8 <= p <= 2048 for p in out): return out
     raise ConfigError(f"size={size!r} is no height and width from 8 to 2048 pixels; write for example 256x128")
 
+# %% ../../nbs/experiments/00_config.ipynb #cute83d2
 def check_sourceless(
     config: "RunFields", # as it was given
 ):
@@ -256,6 +257,15 @@ def check_sourceless(
             raise ConfigError(f"{name}={config.method_args[name]!r} of method {config.method!r} needs source images "
                               f"with identities, and this run has no source; leave it out, or name a source")
 
+# %% ../../nbs/experiments/00_config.ipynb #cutd6fde
+def plain_copy(
+    arguments: dict, # of a method
+) -> dict: # the same in JSON's types; the caller's dict can change
+    "A copy of a method's arguments. Raises `ConfigError` for values that JSON cannot hold."
+    try: return json.loads(json.dumps(arguments))
+    except TypeError as e: raise ConfigError(f"method_args must be plain values: {e}") from None
+
+# %% ../../nbs/experiments/00_config.ipynb #part735e
 def network_fields(
     config: "RunFields", # as it was given
 ) -> dict: # field -> value, all four
@@ -289,9 +299,7 @@ class RunFields:
     def __post_init__(self):
         check_fields(self)
         for name, value in network_fields(self).items(): object.__setattr__(self, name, value)
-        try: copy = json.loads(json.dumps(self.method_args))     # a copy, so that the caller's dict can change
-        except TypeError as e: raise ConfigError(f"method_args must be plain values: {e}") from None
-        object.__setattr__(self, "method_args", copy)
+        object.__setattr__(self, "method_args", plain_copy(self.method_args))
         check_arguments(self.method, self.method_args, self.defaults)
         check_sourceless(self)
         method_sources(self.method)
@@ -312,17 +320,21 @@ class RunArguments(RunFields):
         return {**self.defaults, **{k: whole(k, v) for k, v in self.method_args.items()}}
 
     @property
+    def fixed_arguments(self) -> dict:
+        "Arguments that the preset sets, and those of a run without a source; what is given takes their place."
+        if self.method == "pretrain": return {}
+        method = METHODS[self.method]
+        return method.preset_arguments(PRESETS[self.preset].momentum) | ({} if self.source else method.without_source)
+
+    @property
     def arguments(self) -> dict:
         "The arguments that hold for this run: what was given, else what the preset sets, else the method's default."
         if self.method == "pretrain": return {}
-        method = METHODS[self.method]
-        fixed = method.preset_arguments(PRESETS[self.preset].momentum) | ({} if self.source else method.without_source)
-        return {**self.hashed_arguments, **{k: v for k, v in fixed.items() if k not in self.method_args}}
+        return {**self.hashed_arguments, **{k: v for k, v in self.fixed_arguments.items() if k not in self.method_args}}
 
 # %% ../../nbs/experiments/00_config.ipynb #930434a0
-@dataclass(frozen=True)
-class RunConfig(RunArguments):
-    "The name of a run. Raises `ConfigError` for a preset, method or argument that does not exist."
+class RunNetwork(RunArguments):
+    "The network of a run: as far as it is the run's own, and as it is stored."
 
     @property
     def own_network(self) -> dict: # field -> value
@@ -334,6 +346,11 @@ class RunConfig(RunArguments):
     def stated(self) -> dict: # plain values
         "The fields as a run's folder keeps them: those of the network only if they differ from the preset's."
         return {k: v for k, v in asdict(self).items() if k not in NETWORK or k in self.own_network}
+
+# %% ../../nbs/experiments/00_config.ipynb #partb0ba
+@dataclass(frozen=True)
+class RunConfig(RunNetwork):
+    "The name of a run. Raises `ConfigError` for a preset, method or argument that does not exist."
 
     @property
     def id(self) -> str:

@@ -125,15 +125,15 @@ def weights_mark(
     cache: Path, # SQLite file of known digests
 ) -> list: # of eight hexadecimal digits, or "imagenet", the model's after "start"; one entry for each that is given
     "Fingerprints of initial weights and of a model to go on from. Raises `ConfigError` for a file that is not there."
-    marks, what = [], dict(weights="file of weights", start="model file")
-    for name in what:
-        given = str(roots.get(name) or "")
-        if given and not (is_hub := name == "weights" and given == "imagenet") and not given_path(given).is_file():
-            remedy = "a local .safetensors or .pth file, or imagenet" if name == "weights" else "one that adapt wrote"
-            raise ConfigError(f"no {what[name]} at {given_path(given)}; give {remedy}")
-        if not given: continue
-        mark = given if is_hub else file_digests([given_path(given)], cache)[0][:8]
-        marks.append(mark if name == "weights" else f"start{mark}")
+    def mark(file, what, remedy):
+        if not file.is_file(): raise ConfigError(f"no {what} at {file}; give {remedy}")
+        return file_digests([file], cache)[0][:8]
+    weights, start = (str(roots.get(name) or "") for name in ("weights", "start"))
+    marks = [weights] if weights == "imagenet" else []
+    if weights and not marks:
+        remedy = "a local .safetensors or .pth file, or imagenet"
+        marks = [mark(given_path(weights), "file of weights", remedy)]
+    if start: marks.append("start" + mark(given_path(start), "model file", "one that adapt wrote"))
     return marks
 
 # %% ../../nbs/experiments/10_runs.ipynb #b1roots1
@@ -290,6 +290,7 @@ def append_row(
         reason = f"cannot write {path} ({e.strerror})"
         raise RunError(f"{reason}; free some space, then start again: the run goes on") from e
 
+# %% ../../nbs/experiments/10_runs.ipynb #cutbc53b
 def checkpoint_writer(
     path: Path, # the run's folder
     watch: Callable = lambda row: None, # called with the epoch's row of the history once it is written
@@ -421,9 +422,9 @@ def pretraining_configs(
 
     None without a source, and if the method's argument `pretrained` is False."""
     if not config.source or not config.arguments.get("pretrained", True): return []
-    network = {name: getattr(config, name) for name in NETWORK}
-    return [RunConfig(config.preset, config.source, seed=s, **network) for s in encoder_seeds(config)]
+    return [RunConfig(config.preset, config.source, seed=s, **config.own_network) for s in encoder_seeds(config)]
 
+# %% ../../nbs/experiments/10_runs.ipynb #cut39d20
 def initial_encoder(
     config: RunConfig, # of any run
     seed: int, # of the values that are not loaded
@@ -509,7 +510,7 @@ def make_method(
     at: "Workplace", # device, folders and store
 ) -> Method:
     "A method around its pretrained (or, on request, initial) encoder, with the extras that its class asks for."
-    preset, cls = PRESETS[config.preset], METHODS[config.method]
+    cls = METHODS[config.method]
     shared: dict = dict(device=at.device, roots=at.roots, store=at.store, progress=at.progress, watch=at.watch)
     encoder, *twin = starting_encoders(config, at.roots, lambda c: get_run(c, **shared).encoder())
     if not config.source and not (at.roots or {}).get("start"):
@@ -518,8 +519,7 @@ def make_method(
     if cls.needs_identities: extras["pids"] = known_identities(config, target)
     if cls.needs_meta and held is not None:
         extras["meta"] = (ImageBank(held.paths, config.size, at.device), held.pids, held.camids)
-    fixed = {} if config.source else cls.without_source
-    return cls(encoder, **extras, **{**cls.preset_arguments(preset.momentum), **fixed, **config.method_args})
+    return cls(encoder, **extras, **{**config.fixed_arguments, **config.method_args})
 
 # %% ../../nbs/experiments/10_runs.ipynb #ecb11897
 def no_watch(

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['INTERACTIVE', 'PARAMETERS', 'OPTIONAL', 'MEASURES', 'check_parameters', 'coerce_parameter', 'TableSettings',
-           'TableRuns', 'Table', 'open_table', 'transfers_of', 'target_roots', 'table_of', 'collect_runs',
-           'mean_and_std', 'measured_values', 'published_order', 'tabulate_runs', 'draw_seeds', 'compare_map',
-           'in_words', 'differences_to_full', 'add_differences', 'method_rows', 'outside_rows', 'training_inputs',
-           'describe_rows', 'budget_in_words', 'Evaluation', 'plain_run', 'rank_again', 'evaluate_again',
-           'rows_of_direction', 'place_of_full', 'share_in_words', 'rank_in_words', 'standing_in_words',
-           'evidence_in_words', 'one_direction', 'both_counts', 'images_per_pair', 'explain_total', 'started_from',
-           'all_runs', 'time_in_words', 'session_rows', 'provenance_table', 'write_report', 'to_markdown']
+           'TableOrigin', 'TableRuns', 'Table', 'open_table', 'transfers_of', 'target_roots', 'table_of',
+           'collect_runs', 'mean_and_std', 'measured_values', 'published_order', 'tabulate_runs', 'draw_seeds',
+           'compare_map', 'in_words', 'differences_to_full', 'add_differences', 'method_rows', 'outside_rows',
+           'training_inputs', 'describe_rows', 'budget_in_words', 'Evaluation', 'plain_run', 'rank_again',
+           'evaluate_again', 'rows_of_direction', 'place_of_full', 'share_in_words', 'rank_in_words',
+           'standing_in_words', 'evidence_in_words', 'one_direction', 'both_counts', 'images_per_pair', 'explain_total',
+           'started_from', 'all_runs', 'time_in_words', 'session_rows', 'provenance_table', 'write_report',
+           'to_markdown']
 
 # %% ../../nbs/experiments/30_tables.ipynb #cb27accf
 import itertools, tempfile, time
@@ -97,6 +98,9 @@ class TableSettings:
     records: bool = False # read all runs from the archive of records; nothing is trained
     network: dict = field(default_factory=dict) # backbone, size, dim, pooling, as far as they are not the preset's
 
+# %% ../../nbs/experiments/30_tables.ipynb #part9a4f
+class TableOrigin(TableSettings):
+    "What makes a report comparable with another one."
     @property
     def made(self) -> ReportSetting:
         "What a report of this table is made with."
@@ -107,7 +111,7 @@ class TableSettings:
         return ReportSetting(self.preset, self.seeds, domains, data, {**self.extra, **self.network})
 
 # %% ../../nbs/experiments/30_tables.ipynb #f676d5db
-class TableRuns(TableSettings):
+class TableRuns(TableOrigin):
     "The runs and domains of a table."
     def runs(self,
         rows: dict, # row name -> (method, method_args)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..components.encoder import Encoder
-from ..core import ConfigError, seed_for
-from ..data.image_bank import IMAGENET_MEAN, IMAGENET_STD
+from ..core import ConfigError, IMAGENET_MEAN, IMAGENET_STD, seed_for
+
 from .baseline import GlobalDBSCAN
 from .upl import UPL
 from ..training.method import Batch, Method, register
