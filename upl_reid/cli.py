@@ -249,6 +249,9 @@ def _save_adapted(
     try: embedder = embedder.calibrated(deployment.calibrate_run(embedder, run, domain.train))
     except core.DataError as e: quality["warnings"].append(f"cosines could not be calibrated: {e}")
     words, card = deployment.quality_in_words(quality), out.with_name(out.name + ".md")
+    if told := embedder.calibration:
+        rates = deployment.RATES[1:min(3, len(told.thresholds))]
+        words = "\n".join([words, *(deployment.rate_in_words(told, r) for r in rates)])
     embedder.save(out)
     core.write_atomic(card, deployment.model_card(embedder, words, crops))
     return card, quality, words

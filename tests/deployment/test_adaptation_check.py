@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, strategies as st
 
 from upl_reid.core import DataError
-from upl_reid.deployment.adaptation_check import (LIMITS, cross_camera_share, effective_rank, keeps_cluster,
-                                                  partition_stability, quality_in_words, quality_of, random_cosine,
+from upl_reid.deployment.adaptation_check import (LIMITS, camera_bias, cross_camera_share, effective_rank,
+                                                  keeps_cluster, partition_stability, quality_in_words, quality_of, random_cosine,
                                                   warnings_of)
 
 labels = st.lists(st.tuples(st.integers(-1, 4), st.integers(-1, 4), st.integers(0, 2)), min_size=2, max_size=14)
@@ -122,5 +122,42 @@ def test_confidence_is_measured_against_labels_that_stay():
 
 
 def test_limits_are_those_of_the_report():
-    assert set(LIMITS) == {"stability", "cross_camera", "used", "effective_rank", "random_cosine"}
+    assert set(LIMITS) == {"stability", "cross_camera", "used", "effective_rank", "random_cosine", "camera_bias"}
     with pytest.raises(DataError, match="nothing was clustered"): quality_of([], cam)
+
+
+def test_camera_bias_is_the_ratio_of_a_double_loop():
+    people, two = np.arange(300) % 150, np.arange(300) // 150
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(150, 12, generator=g)[people] + .5*torch.randn(2, 12, generator=g)[two]
+    x = torch.nn.functional.normalize(x + .3*torch.randn(300, 12, generator=g), dim=1)
+    labels = np.where(np.arange(300) < 10, -1, people)
+    inside, across, unit = [], [], x.double().numpy()
+    for i in range(300):
+        for j in range(i):
+            if min(labels[i], labels[j]) >= 0 and labels[i] != labels[j]:
+                (inside if two[i] == two[j] else across).append(float(unit[i] @ unit[j]))
+    threshold = sorted(across)[int(.99*len(across))]
+    naive = 100*sum(c > threshold for c in inside)/len(inside)
+    assert camera_bias(x, labels, two, rate=.01) == pytest.approx(naive, rel=.05)
+    assert naive > 1.5
+
+
+def test_camera_bias_needs_cameras_and_pairs():
+    x = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    for labels, cams in ((np.arange(200), np.zeros(200)), (np.full(200, -1), np.arange(200) % 2),
+                         (np.where(np.arange(200) < 30, np.arange(200), -1), np.arange(200) % 2)):
+        assert math.isnan(camera_bias(x, labels, cams))
+    y = torch.randn(400, 8, generator=torch.Generator().manual_seed(1))
+    assert .3 < camera_bias(y, np.arange(400), np.arange(400) % 2) < 3
+
+
+def test_a_model_that_compares_cameras_is_warned_of_however_stable():
+    people, two = np.arange(400) % 200, np.arange(400) // 200
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(200, 32, generator=g)[people] + torch.randn(2, 32, generator=g)[two]
+    last = {"features": torch.nn.functional.normalize(x, dim=1), "labels.hard": torch.as_tensor(people)}
+    q = quality_of([last, last], two)
+    assert q["stability"] == q["cross_camera"] == 1 and q["camera_bias"] > LIMITS["camera_bias"]
+    assert [w for w in warnings_of(q) if "light and background" in w] == warnings_of(q)
+    assert "times as often in one camera" in quality_in_words(dict(q, warnings=[]))

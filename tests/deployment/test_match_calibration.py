@@ -6,7 +6,8 @@ import pytest
 
 from faults import fault
 from upl_reid.core import ConfigError
-from upl_reid.deployment.match_calibration import RATES, Calibration, draw_pairs, fit_calibration
+from upl_reid.deployment.match_calibration import (RATES, Calibration, cluster_images, draw_pairs, fit_calibration,
+                                                 measure_thresholds, rate_in_words, rate_interval)
 
 
 def unit(x): return (x/np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
@@ -68,3 +69,62 @@ def test_what_a_calibration_cannot_be():
         fault(Calibration, slope, offset, t)
     for rate in (0, .5, 1e-7, -1): fault(Calibration(1, 0, range(5)).threshold, rate, error=ConfigError)
     assert Calibration(1e9, 0, range(5)).probability(np.array([-1e9, 1e9])).tolist() == pytest.approx([0, 1])
+    for second in ((.1,), (.1, .2, .3, .4, .5, .6), (2., .1, .1, .1, .1)): fault(Calibration, 1, 0, range(5), second)
+    fault(rate_interval, Calibration(1, 0, range(5), (.1,)*5), 3e-3, error=ConfigError)
+
+
+def people_of(count, images, seed, noise=.4):
+    "Unit vectors of some people with that many images each, half of them in each of two cameras."
+    who = np.arange(count*images) % count
+    rng = np.random.default_rng(seed)
+    return unit(rng.normal(size=(count, 32))[who] + noise*rng.normal(size=(len(who), 32))), who, np.arange(
+            len(who)) // count % 2
+
+
+def test_a_second_clustering_gives_the_share_of_its_own_pairs():
+    x, who, cam = people_of(60, 4, 0)
+    merged = who // 2                                                # pairs of people are taken for one
+    told = fit_calibration(x, who, cam, 200_000, second=merged)
+    for threshold, share in zip(told.thresholds, told.second):
+        pairs = [x[i] @ x[j] > threshold for i in range(240) for j in range(i)
+                 if cam[i] != cam[j] and merged[i] != merged[j]]
+        assert share == pytest.approx(np.mean(pairs), abs=3*math.sqrt(share/2e5) + 1e-9)
+    low, high = rate_interval(told, 1e-2)
+    assert (low, high) == (min(1e-2, told.second[1]), max(1e-2, told.second[1]))
+    assert fit_calibration(x, who, cam, 1000, second=np.full(240, -1)).second == ()
+
+
+def test_doubt_is_said_where_two_clusterings_differ():
+    seconds = (.1, .01, .0012), (.1, .01, .004)
+    sure, unsure = (rate_in_words(Calibration(9, -5, (.6, .7, .8), s), 1e-3) for s in seconds)
+    assert "0.001 to 0.0012" in sure and "cannot be told" not in sure
+    assert "cannot be told" in unsure and "0.004" in unsure
+    assert "two clusterings" not in rate_in_words(Calibration(9, -5, (.6, .7, .8)), 1e-3)
+
+
+def test_people_are_clustered_as_they_are():
+    from sklearn.metrics import adjusted_rand_score
+    x, who, cam = people_of(100, 6, 2)
+    for size in (6, None):
+        labels = cluster_images(x, cam, size)
+        used = labels >= 0
+        assert used.mean() > .95 and adjusted_rand_score(who[used], labels[used]) > .95
+
+
+def test_a_gallery_raises_thresholds_that_are_too_low_and_keeps_high_ones():
+    x, who, cam = people_of(300, 4, 3)
+    true = fit_calibration(x, who, cam).thresholds[:3]
+    low, high = Calibration(9, -5, (-.2, -.1, 0)), Calibration(9, -5, (.9, .95, .99))
+    raised = measure_thresholds(low, x, cam)
+    assert raised.thresholds == pytest.approx(true, abs=.03) and (raised.slope, raised.offset) == (9, -5)
+    assert measure_thresholds(high, x, cam).thresholds == high.thresholds
+    assert len(raised.second) == 3 and raised.second[2] == pytest.approx(1e-3, rel=.6)
+
+
+@pytest.mark.parametrize("case", ["few", "one camera", "no clusters"])
+def test_a_gallery_that_cannot_measure_keeps_the_models(case):
+    x, who, cam = people_of(300, 4, 4)
+    if case == "few": x, cam = x[:400], cam[:400]
+    if case == "one camera": cam = cam*0
+    if case == "no clusters": x, cam = unit(np.random.default_rng(0).normal(size=(600, 300))), np.arange(600) % 2
+    assert measure_thresholds(Calibration(9, -5, (.1, .2, .3)), x, cam) is None

@@ -2,9 +2,10 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    "adaptation_check": ["LIMITS", "partition_stability", "cross_camera_share", "keeps_cluster", "effective_rank",
-        "random_cosine", "quality_of", "warnings_of", "run_quality", "quality_in_words"],
-    "match_calibration": ["PARSE_ERRORS", "RATES", "Calibration", "draw_pairs", "fit_calibration"],
+    "adaptation_check": ["LIMITS", "partition_stability", "cross_camera_share", "camera_bias", "keeps_cluster",
+        "effective_rank", "random_cosine", "quality_of", "warnings_of", "run_quality", "quality_in_words"],
+    "match_calibration": ["PARSE_ERRORS", "RATES", "DOUBT", "GALLERY_SIZES", "Calibration", "rate_interval",
+        "rate_in_words", "draw_pairs", "shares_above", "fit_calibration", "cluster_images", "measure_thresholds"],
     "embedder": ["CHANNEL_ORDER", "as_pixels", "check_facts", "build_model", "facts_of", "EmbedderWeights",
         "EmbedderFile", "default_batch", "Embedder", "calibrate_run"],
     "gallery": ["EXACT", "KNOWN", "PAGE_MARK", "unit_vectors", "sample_rows", "GrowingArray", "pad_hits",

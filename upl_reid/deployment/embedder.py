@@ -24,7 +24,7 @@ from ..core import ConfigError, DataError, given_path, pick_device, printable_te
 from ..data.decoding import read_image, upright_rgb
 from ..data.image_bank import normalise_images
 from ..data.splits import Split, Unlabelled
-from .match_calibration import fit_calibration, Calibration, PARSE_ERRORS
+from .match_calibration import cluster_images, fit_calibration, Calibration, PARSE_ERRORS
 from ..experiments.config import load_methods, RunConfig
 from ..experiments.runs import Run
 from ..training.method import METHODS
@@ -263,5 +263,10 @@ def calibrate_run(
     run: Run, # an adaptation
     train: Split | Unlabelled, # its training images
 ) -> Calibration:
-    "Calibration from a run's last pseudo-labels. Raises `DataError` as `fit_calibration` does."
-    return fit_calibration(embedder.embed(train.paths), run.rounds(1)[-1]["labels.hard"], train.camids)
+    """Calibration from a run's last pseudo-labels, beside clusters of the finished model's features.
+
+    Raises `DataError` as `fit_calibration` and `cluster_images` do."""
+    features, labels = embedder.embed(train.paths), run.rounds(1)[-1]["labels.hard"].numpy()
+    size = (labels >= 0).sum()/max(len(np.unique(labels[labels >= 0])), 1)      # images of a cluster
+    second = cluster_images(features, train.camids, float(size))
+    return fit_calibration(features, labels, train.camids, second=second)
