@@ -35,6 +35,11 @@ SLOW = {
     "experiments/test_workers.py": "*",
     "deployment/test_gallery.py": "test_many_hits_are_found_too",
     "deployment/test_gallery_search.py": "test_a_small_gallery_is_searched_without_large_libraries",
+    "deployment/test_gallery_homes.py": "test_without_its_packages_a_database_is_one_sentence",
+    "deployment/test_postgres_gallery.py": """
+        test_writers_at_once_lose_nothing test_a_killed_writer_leaves_nothing_half_written
+        test_the_index_finds_what_it_promises_also_under_filters
+        test_a_server_that_stops_at_once_loses_only_what_was_not_stored""",
     "deployment/test_loaded_modules.py": "test_imports_load_little_beside_torch",
     "experiments/test_curves.py": "test_noise_level_is_the_ratio_that_random_directions_give",
     "test_site.py": "*",

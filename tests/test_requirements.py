@@ -17,9 +17,10 @@ PROJECT = tomllib.loads((ROOT/"pyproject.toml").read_text(encoding="utf-8"))["pr
 def names(requirements): return {canonicalize_name(Requirement(r).name) for r in requirements}
 
 BASE = names(PROJECT["dependencies"])
-LAYERS = {extra: names(PROJECT["optional-dependencies"][extra]) for extra in ("train", "notebooks", "export")}
+EXTRAS = ("train", "notebooks", "export", "postgres", "browse")
+LAYERS = {extra: names(PROJECT["optional-dependencies"][extra]) for extra in EXTRAS}
 DISTRIBUTIONS = {module: {canonicalize_name(n) for n in found} for module, found in packages_distributions().items()}
-UPPER = LAYERS["train"] | LAYERS["notebooks"] | LAYERS["export"]         # what the package may import beside the base
+UPPER = set().union(*LAYERS.values())                                    # what the package may import beside the base
 
 # The modules of the base: they embed, index, search and evaluate. The command line and what it loads is part of it.
 WINGS = ("data", "components", "evaluation", "deployment")

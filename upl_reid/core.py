@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'printable_text', 'DataError', 'ConfigError', 'RunError', 'seed_for', 'seeded_torch',
            'pick_device', 'to_numpy', 'match_type', 'count_pairs', 'given_path', 'file_mode', 'write_atomic',
-           'read_rows', 'read_tensors', 'write_tensors', 'absolute_name', 'project_root', 'in_test', 'map_in_threads',
-           'file_state', 'content_digest', 'cached_digests', 'cache_digests', 'file_digests']
+           'read_rows', 'read_tensors', 'write_tensors', 'any_names', 'absolute_name', 'project_root', 'in_test',
+           'map_in_threads', 'file_state', 'content_digest', 'cached_digests', 'cache_digests', 'file_digests']
 
 # %% ../nbs/core.ipynb #21c06eea
 import contextlib, hashlib, json, os, sqlite3, stat, time, warnings
@@ -171,6 +171,13 @@ def write_tensors(
         try: save_file(host, part, metadata={k: str(v) for k, v in metadata.items()})
         except SafetensorError as e: raise OSError(str(e)) from None
     return write_atomic(path, save)
+
+# %% ../nbs/core.ipynb #f1170011
+@contextlib.contextmanager
+def any_names() -> Iterator[None]:
+    "While it is entered, or in a function that it decorates, pandas makes columns of names of any bytes."
+    import pandas as pd
+    with pd.option_context("mode.string_storage", "python"): yield
 
 # %% ../nbs/core.ipynb #a0b50001
 def absolute_name(

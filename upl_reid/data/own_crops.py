@@ -22,7 +22,7 @@ from typing import Sequence
 import numpy as np
 import pandas as pd
 
-from ..core import DataError, given_path, map_in_threads, printable_text, write_atomic
+from ..core import any_names, DataError, given_path, map_in_threads, printable_text, write_atomic
 from .decoding import read_image
 from .splits import Domain, Split
 
@@ -194,6 +194,7 @@ def identity_numbers(
     return np.array([number[p] if n is None else n for p, n in zip(pids, fixed)], np.int64), names
 
 # %% ../../nbs/data/20_own_crops.ipynb #9797e118
+@any_names()
 def make_listing(
     rows: list, # of (path, camid, pid, split, time), each but the path as text
     notes: Sequence[str] = (), # sentences on what was not used
