@@ -7,9 +7,10 @@ __all__ = ['core', 'MARK', 'PRESET_NAMES', 'CROPS', 'MODEL', 'DEVICE', 'PATTERN'
            'REPORTS', 'COMMANDS', 'EXAMPLES', 'has_mark', 'has_page_mark', 'has_metadata', 'check_out', 'show_bars',
            'check', 'synth', 'choose_network', 'watcher', 'pretrain', 'crops_for_card', 'adapt', 'count_matches',
            'measure_retrieval', 'evaluate', 'same_model', 'file_marks', 'named_images', 'entries_of', 'is_changed',
-           'images_to_embed', 'build_gallery', 'count_images', 'left_out_lines', 'file_is_gone', 'gone_entries',
-           'gallery_notes', 'index', 'entry_name', 'forget', 'as_lines', 'own_camera', 'search', 'export', 'run',
-           'reports', 'argument', 'as_path', 'make_parser', 'print_text', 'to_json_value', 'main']
+           'images_to_embed', 'name_people', 'build_gallery', 'count_images', 'left_out_lines', 'file_is_gone',
+           'gone_entries', 'gallery_notes', 'gallery_to_write', 'index_crops', 'index_parquet', 'index', 'entry_name',
+           'check_forget', 'forget_notes', 'forget', 'as_lines', 'own_camera', 'search', 'export', 'run', 'reports',
+           'argument', 'as_path', 'make_parser', 'print_text', 'to_json_value', 'main']
 
 # %% ../nbs/cli.ipynb #98318773
 import argparse, json, math, numbers, os, shlex, shutil, sys, tempfile, warnings
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from upl_reid.deployment.embedder import Embedder
-    from upl_reid.deployment.gallery import Gallery
+    from upl_reid.deployment.gallery_homes import GalleryHome
     from upl_reid.deployment.match_calibration import Calibration
 
 # %% ../nbs/cli.ipynb #40e53f8c
@@ -350,9 +351,9 @@ def evaluate(
 
 # %% ../nbs/cli.ipynb #e1d0a5ac
 def same_model(
-    gallery: "Gallery", # perhaps from a file
+    gallery: "GalleryHome", # perhaps from a file
     embedder: "Embedder", # that is to be used with it
-) -> "Gallery": # the same, with the model's calibration
+) -> "GalleryHome": # the same, with the model's calibration
     "Raises `DataError` for a gallery of another model: vectors of two models cannot be compared."
     if gallery.model != embedder.digest:
         raise core.DataError(f"the gallery was made with another model ({gallery.model or 'unknown'}, this is "
@@ -373,15 +374,17 @@ def file_marks(
 def named_images(
     images: "pd.DataFrame", # of `list_images`
     cache: Path | None = None, # as of `file_marks`
-) -> "pd.DataFrame": # the same with absolute names as text, each name once, and digests
-    "Listed images as a gallery calls them."
-    named = images.assign(path=[core.absolute_name(path) for path in images.path])
-    named = named[~named.path.duplicated()]
-    return named.assign(digest=file_marks(list(named.path), cache))
+) -> "pd.DataFrame": # the same with absolute names as text, each name once, digest and identity
+    "Listed images as a gallery calls them, with digests and with identities as text, empty for nobody."
+    with core.any_names():
+        named = images.assign(path=[core.absolute_name(path) for path in images.path])
+        named = named[~named.path.duplicated()]
+        people = [name or (str(pid) if pid > 0 else "") for name, pid in zip(named.person, named.pid)]
+        return named.assign(digest=file_marks(list(named.path), cache), identity=people)
 
 # %% ../nbs/cli.ipynb #c1de0003
 def entries_of(
-    gallery: "Gallery", # perhaps of an older format
+    gallery: "GalleryHome", # perhaps of an older format
     names: list, # of listed images
 ) -> dict: # name -> name of the entry, for images that the gallery has
     "The entries of listed images: those of the same name, else those of older formats under the link's target."
@@ -393,7 +396,7 @@ def entries_of(
     return found
 
 def is_changed(
-    known: tuple, # camera, time and digest of an entry
+    known: tuple, # camera, time, digest and identity of an entry
     now: tuple, # of the listed image
 ) -> bool:
     "Whether an entry is of another file, or of another known camera or time; an unknown digest counts as another one."
@@ -401,25 +404,26 @@ def is_changed(
 
 # %% ../nbs/cli.ipynb #c1de0005
 def images_to_embed(
-    gallery: "Gallery", # as it is
+    gallery: "GalleryHome", # as it is
     images: "pd.DataFrame", # of `named_images`
 ) -> tuple: # the new and changed images, name -> name of the entry that it replaces
-    "Compare a list with a gallery. A known camera, or time of the same file, is kept where the list has none."
+    "Compare a list with a gallery. Known cameras, times and identities stay where the list has none for the same file."
     entries, known = entries_of(gallery, list(images.path)), dict[str, tuple]()
-    for path, *row in zip(*gallery.columns(range(len(gallery))).values()):
-        known[path] = tuple(row) if known.get(path, tuple(row)) == tuple(row) else ("", "", "")     # they disagree
-    now = dict(zip(images.path, zip(images.camid, images.time, images.digest)))
+    for path, *row in gallery.rows.itertuples(index=False):
+        known[path] = tuple(row) if known.get(path, tuple(row)) == tuple(row) else ("",)*4          # they disagree
+    now = dict(zip(images.path, zip(images.camid, images.time, images.digest, images.identity)))
     replaced = {name: old for name, old in entries.items() if name != old or is_changed(known[old], now[name])}
     for name, old in replaced.items():
-        (camera, time, digest), (new_camera, new_time, mark) = known[old], now[name]
-        now[name] = new_camera or camera, new_time or (time if digest in ("", mark) else ""), mark
+        (camera, time, digest, person), (new_camera, new_time, mark, new_person) = known[old], now[name]
+        same = digest in ("", mark)
+        now[name] = new_camera or camera, new_time or time*same, mark, new_person or person*same
     new = images[~images.path.isin(entries.keys() - replaced.keys())]
-    columns = zip(("camid", "time", "digest"), zip(*(now[name] for name in new.path)))
-    return new.assign(**{column: list(values) for column, values in columns}), replaced
+    columns = zip(("camid", "time", "digest", "identity"), zip(*(now[name] for name in new.path)))
+    with core.any_names(): return new.assign(**{column: list(values) for column, values in columns}), replaced
 
 # %% ../nbs/cli.ipynb #78a3a4da
 def _add_part(
-    gallery: "Gallery", # to add to
+    gallery: "GalleryHome", # to add to
     embedder: "Embedder", # makes the vectors
     part: "pd.DataFrame", # listed images
     bad: list, # of sentences, extended here
@@ -433,11 +437,11 @@ def _add_part(
     good = part[[p is not None for p in decoded]]
     if not len(good): return
     vectors = embedder.embed(np.stack([p for p in decoded if p is not None]).transpose(0, 2, 3, 1))
-    gallery.add(vectors, list(good.path), list(good.camid), list(good.time), list(good.digest))
+    gallery.add(vectors, *(list(good[name]) for name in ("path", "camid", "time", "digest", "identity")))
 
 # %% ../nbs/cli.ipynb #c1de0006
 def _replace_part(
-    gallery: "Gallery", # to change
+    gallery: "GalleryHome", # to change
     embedder: "Embedder", # makes the vectors
     rows: "pd.DataFrame", # of `images_to_embed`
     replaced: dict, # name -> name of the entry that it replaces
@@ -445,17 +449,30 @@ def _replace_part(
     tell: Callable, # called with the number of images done
 ):
     "Remove the entries that some images replace, and add the images."
-    old = {replaced[name] for name in rows.path if name in replaced}
-    if old: gallery.remove(sorted(old & set(gallery.paths)))
+    stay = rows.path if gallery.replaces else ()        # such a gallery replaces an entry of the same name itself
+    old = {replaced[name] for name in rows.path if name in replaced} - set(stay)
+    if old := old & set(gallery.paths): gallery.remove(sorted(old))
     for s in range(0, len(rows), 1024):
         _add_part(gallery, embedder, rows.iloc[s:s + 1024], bad)
         tell(len(rows.iloc[s:s + 1024]))
+
+# %% ../nbs/cli.ipynb #f1170020
+def name_people(
+    gallery: "GalleryHome", # that has the images
+    images: "pd.DataFrame", # of `named_images`
+) -> bool: # whether there were any
+    "Give entries the identities of a list that they do not have yet."
+    known = dict(zip(gallery.paths, gallery.rows.identity))
+    listed = {path: name for path, name in zip(images.path, images.identity) if name}
+    new = {path: name for path, name in listed.items() if known.get(path, name) != name}
+    if new: gallery.set_identities(new)
+    return bool(new)
 
 # %% ../nbs/cli.ipynb #7de25c56
 def build_gallery(
     embedder: "Embedder", # makes the vectors
     images: "pd.DataFrame", # of `list_images`
-    gallery: "Gallery | None" = None, # to bring up to date; None: a new one
+    gallery: "GalleryHome | None" = None, # to bring up to date; None: a new one
     progress: bool = True, # draw a bar
     save: Callable = lambda gallery: None, # called after each part
     cache: Path | None = None, # SQLite file of known digests; None: all files are read
@@ -464,9 +481,10 @@ def build_gallery(
 
     Raises `DataError` for a gallery of another model."""
     from tqdm.auto import tqdm
-    if gallery is None: gallery = deployment.Gallery(embedder.dim, embedder.calibration, model=embedder.digest)
+    if gallery is None: gallery = deployment.FileGallery(embedder.dim, embedder.calibration, model=embedder.digest)
     else: same_model(gallery, embedder)
-    new, replaced = images_to_embed(gallery, named_images(images, cache))
+    images = named_images(images, cache)
+    new, replaced = images_to_embed(gallery, images)
     bad, done = list[str](), 0
     with tqdm(total=len(new), desc="index", disable=not progress, leave=False) as bar:
         while done < len(new):
@@ -474,6 +492,7 @@ def build_gallery(
             _replace_part(gallery, embedder, rows, replaced, bad, bar.update)
             done += len(rows)
             save(gallery)
+    if name_people(gallery, images): save(gallery)
     there = new.path[new.path.isin(gallery.paths)]
     updated = int(there.isin(replaced.keys()).sum())
     return gallery, dict(added=len(there) - updated, updated=updated), bad
@@ -502,14 +521,14 @@ def file_is_gone(
     return False
 
 def gone_entries(
-    gallery: "Gallery", # perhaps of files that were removed since
+    gallery: "GalleryHome", # perhaps of files that were removed since
 ) -> list: # of paths
     "The entries whose files do not exist any more."
     return [path for path, gone in zip(gallery.paths, core.map_in_threads(file_is_gone, gallery.paths)) if gone]
 
 # %% ../nbs/cli.ipynb #c1de000c
 def gallery_notes(
-    gallery: "Gallery", # indexed
+    gallery: "GalleryHome", # indexed
     gone: list, # of `gone_entries`
     file: Path, # of the gallery
 ) -> list: # of sentences
@@ -522,55 +541,111 @@ def gallery_notes(
                     f"`upl-reid forget {shlex.quote(str(file))} --gone`"]
 
 # %% ../nbs/cli.ipynb #eea3198a
-def _gallery_lock(file):
-    "The lock that a command holds while it changes a gallery."
-    return experiments.waiting_lock(file.with_name(f".{file.name}.lock"), str(file))
+def gallery_to_write(
+    address: str, # as given
+) -> tuple[str | Path, str]: # the address, and what to call it
+    "A gallery that a command may change. Raises `ConfigError` for another file."
+    if deployment.is_postgres(address): return address, deployment.split_address(address)[2]
+    out = check_out(address, (".safetensors",), has_metadata("upl_reid_gallery"))
+    return out, str(out)
+
+def index_crops(
+    gallery: "GalleryHome", # to bring up to date
+    a: argparse.Namespace, # parsed arguments
+    embedder: "Embedder", # makes the vectors
+    images: "pd.DataFrame", # of `list_images`
+) -> tuple: # counts of `build_gallery`, sentences on pictures that cannot be read, notes, number of files gone
+    "Bring a gallery up to date with listed images."
+    cache = experiments.store_root()/"digests.sqlite"
+    _, counts, bad = build_gallery(embedder, images, gallery, show_bars(a), lambda g: g.commit(), cache)
+    gone = [] if deployment.is_postgres(a.out) else gone_entries(gallery)       # files of other machines are not here
+    doubt = [images.attrs["doubt"]] if images.attrs["doubt"] else []
+    notes = [*doubt, *images.attrs["notes"], *data.ignored_files(a.root), *gallery_notes(gallery, gone, Path(a.out))]
+    return counts, bad, notes, len(gone)
+
+# %% ../nbs/cli.ipynb #f1170021
+def index_parquet(
+    gallery: "GalleryHome", # to bring up to date
+    path: Path, # .parquet
+) -> tuple: # as of `index_crops`
+    "Bring a gallery up to date with an exported one."
+    before = len(gallery)
+    count = deployment.import_parquet(path, gallery)
+    gallery.commit()
+    return dict(added=len(gallery) - before, updated=count - (len(gallery) - before)), [], [], 0
 
 def index(
     a: argparse.Namespace, # parsed arguments
 ) -> tuple: # dict for JSON, text, exit code
     "Make a gallery, or bring one up to date."
-    out = check_out(a.out, (".safetensors",), has_metadata("upl_reid_gallery"))
+    (out, where), root = gallery_to_write(a.out), core.given_path(a.root)
     embedder = deployment.Embedder.load(a.model, a.device)
-    images = data.list_images(a.root, a.pattern)
-    cache = experiments.store_root()/"digests.sqlite"
-    with _gallery_lock(out):
-        old = deployment.Gallery.load(out) if out.exists() else None
-        gallery, counts, bad = build_gallery(embedder, images, old, show_bars(a), lambda g: g.save(out), cache)
-    gone = gone_entries(gallery)
-    doubt = [images.attrs["doubt"]] if images.attrs["doubt"] else []
-    listed = [*doubt, *images.attrs["notes"], *data.ignored_files(a.root)]
-    notes = [*listed, *gallery_notes(gallery, gone, out)]
-    updated = "" if old is None else f" added, {counts['updated']:,} updated"
-    where = f"{count_images(counts['added'])}{updated} in {out}: {gallery}"
-    lines = [where, *left_out_lines(bad), *(f"note: {n}" for n in notes)]
-    facts = dict(out=str(out), **counts, gone=len(gone), images=len(gallery), left_out=bad, notes=notes)
-    return facts, "\n".join(lines), 3 if bad or notes else 0
+    images = None if root.suffix == ".parquet" else data.list_images(a.root, a.pattern)
+    options = dict(dim=embedder.dim, calibration=embedder.calibration, model=embedder.digest)
+    with deployment.open_gallery(out, **options, change=True) as gallery:
+        before = len(gallery)
+        if images is None: counts, bad, notes, gone = index_parquet(gallery, root)
+        else: counts, bad, notes, gone = index_crops(gallery, a, embedder, images)
+        facts = dict(out=where, **counts, gone=gone, images=len(gallery), left_out=bad, notes=notes)
+        updated = f" added, {counts['updated']:,} updated" if before else ""
+        lines = [f"{count_images(counts['added'])}{updated} in {where}: {gallery}", *left_out_lines(bad)]
+    return facts, "\n".join([*lines, *(f"note: {n}" for n in notes)]), 3 if bad or notes else 0
 
 # %% ../nbs/cli.ipynb #c1de0008
 def entry_name(
     path: str, # as given
-    gallery: "Gallery", # perhaps with names that are not absolute
+    gallery: "GalleryHome", # perhaps with names that are not absolute
 ) -> str:
     "What a gallery calls a picture: its absolute name, or the name as given if only that is there."
     name, have = core.absolute_name(path), set(gallery.paths)
     return path if name not in have and path in have else name
 
+def check_forget(
+    a: argparse.Namespace, # parsed arguments
+):
+    "Raises `ConfigError` or `DataError` for arguments of `forget` that name nothing, or could mean two things."
+    named = bool(a.paths) or a.gone or a.camera is not None or a.identity is not None
+    if not named and a.before is None:
+        raise core.ConfigError("nothing to remove; give pictures, --camera, --identity, --before or --gone")
+    if named and a.before is not None:
+        raise core.ConfigError("give --before alone: with other names it could mean either or both")
+    if deployment.is_postgres(a.gallery):
+        if a.gone: raise core.ConfigError("--gone looks for files on this machine, and a gallery in PostgreSQL may "
+                                          "have those of others; name pictures, --camera, --identity or --before")
+    elif not core.given_path(a.gallery).is_file():
+        raise core.DataError(f"there is no gallery {core.given_path(a.gallery)}; give the file that index wrote")
+
+# %% ../nbs/cli.ipynb #f1170022
+def forget_notes(
+    a: argparse.Namespace, # parsed arguments
+    gallery: "GalleryHome", # after the removal
+    whole: bool, # of `purge`
+) -> list: # of sentences
+    "What a removal could not do."
+    notes = []
+    if a.before is not None:
+        dated = deployment.checked_moment(a.before, "--before")[0]
+        found = [deployment.moment(time) for time in gallery.rows.time]
+        if unknown := sum(m is None or m[0] != dated for m in found):
+            notes.append(f"{count_images(unknown)} without a time that can be compared with {a.before}: not removed")
+    if not whole: notes.append("the user of this database may not make a checkpoint, so bytes of removed entries stay "
+                               "in its files until the server's next one (by default within five minutes)")
+    return notes
+
 def forget(
     a: argparse.Namespace, # parsed arguments
 ) -> tuple: # dict for JSON, text, exit code
-    "Remove images from a gallery: no trace of them stays in its file."
-    if not a.paths and a.camera is None and not a.gone:
-        raise core.ConfigError("nothing to remove; give pictures, --camera or --gone")
-    file = core.given_path(a.gallery)
-    if not file.is_file(): raise core.DataError(f"there is no gallery {file}; give the file that index wrote")
-    with _gallery_lock(file):
-        gallery = deployment.Gallery.load(file)
+    "Remove images from a gallery: no trace of them stays in its file, or in the database's data files."
+    check_forget(a)
+    with deployment.open_gallery(a.gallery, change=True) as gallery:
         paths = [*(entry_name(path, gallery) for path in a.paths), *(gone_entries(gallery) if a.gone else [])]
-        removed = gallery.remove(paths, a.camera)
-        if removed: gallery.save(file)
-    facts = dict(out=str(file), removed=removed, images=len(gallery))
-    return facts, f"{count_images(removed)} removed from {file}, {len(gallery):,} stay", 0
+        removed = gallery.remove(paths, a.camera, a.identity, a.before)
+        whole = gallery.purge() if removed or gallery.replaces else True
+        notes, stay = forget_notes(a, gallery, whole), len(gallery)
+    where = gallery.where if deployment.is_postgres(a.gallery) else str(core.given_path(a.gallery))
+    facts = dict(out=where, removed=removed, images=stay) | (dict(notes=notes) if notes else {})
+    lines = [f"{count_images(removed)} removed from {where}, {stay:,} stay", *(f"note: {note}" for note in notes)]
+    return facts, "\n".join(lines), 3 if notes else 0
 
 # %% ../nbs/cli.ipynb #4f4c8c5d
 def as_lines(
@@ -589,18 +664,19 @@ def _open_gallery(
 ) -> tuple: # the gallery, sentences on pictures that cannot be read
     "The gallery to search: from its file, or made of a folder or table. Raises `DataError` if it is empty."
     source, bad = core.given_path(a.gallery), []
-    if source.suffix == ".safetensors" or not source.exists():
-        gallery = same_model(deployment.Gallery.load(source), embedder)
+    if deployment.is_postgres(a.gallery) or source.suffix == ".safetensors" or not source.exists():
+        gallery = same_model(deployment.open_gallery(a.gallery), embedder)
         if not len(gallery): raise core.DataError(f"the gallery {source} is empty; add pictures with upl-reid index")
     else:
         images = data.list_images(source, a.pattern)
         if images.attrs["doubt"]: print(f"note: {images.attrs['doubt']}", file=sys.stderr, flush=True)
         gallery, _, bad = build_gallery(embedder, images, progress=show_bars(a))
     if not len(gallery): raise core.DataError(f"no picture in {source} can be read; first: {bad[0]}")
-    cameras = sorted(set(gallery.rows.camera))
-    if a.without and a.without not in cameras:
-        raise core.ConfigError(f"no camera {core.printable_text(a.without)!r} in the gallery; "
-                               f"it has {', '.join(map(core.printable_text, cameras[:20]))}")
+    cameras = sorted(gallery.cameras)
+    for camera in [*([a.without] if a.without else []), *(a.camera or [])]:
+        if camera not in cameras:
+            raise core.ConfigError(f"no camera {core.printable_text(camera)!r} in the gallery; "
+                                   f"it has {', '.join(map(core.printable_text, cameras[:20]))}")
     return gallery, bad
 
 # %% ../nbs/cli.ipynb #c1de0009
@@ -615,7 +691,7 @@ def own_camera(
 # %% ../nbs/cli.ipynb #0150408d
 def _queries(
     a: argparse.Namespace, # parsed arguments
-    gallery: "Gallery", # to take queries from if none are given
+    gallery: "GalleryHome", # to take queries from if none are given
 ) -> tuple: # paths, for each the camera to leave out
     "The pictures to search for. Without any, six evenly spaced ones of the gallery (its first are often junk)."
     stride = max(1, len(gallery)//6)
@@ -694,7 +770,7 @@ def search(
     if a.html: check_out(a.html, (".html", ".htm"), has_page_mark)
     gallery, bad = _open_gallery(a, embedder)
     queries, without = _queries(a, gallery)
-    hits = gallery.search(embedder.embed(queries), a.k, without, a.false_match_rate)
+    hits = gallery.search(embedder.embed(queries), a.k, without, a.false_match_rate, a.camera, a.since, a.until)
     text = [] if a.query else [f"no picture was given, so {len(queries)} pictures of the gallery are searched for"]
     text += _hits_in_words(queries, without, hits)
     text += _write_hits(a, queries, without, hits)
@@ -705,9 +781,13 @@ def search(
 def export(
     a: argparse.Namespace, # parsed arguments
 ) -> tuple: # dict for JSON, text, exit code
-    "Write a model as ONNX, or under timm's names."
+    "Write a model as ONNX, or under timm's names; or a gallery as Parquet."
+    if core.given_path(a.out).suffix == ".parquet":
+        out = check_out(a.out, (".parquet",), lambda path: bool(deployment.parquet_facts(path)))
+        with deployment.open_gallery(a.model) as gallery: count = deployment.export_parquet(gallery, out)
+        return dict(out=str(out), images=count), f"{count_images(count)} in {out}", 0
     def ours(path): return (has_mark if path.suffix == ".onnx" else has_metadata("upl_reid_timm"))(path)
-    out = check_out(a.out, (".onnx", ".safetensors"), ours)
+    out = check_out(a.out, (".onnx", ".safetensors", ".parquet"), ours)
     embedder, other = deployment.Embedder.load(a.model, "cpu"), "onnxruntime" if out.suffix == ".onnx" else "timm"
     if other == "timm" and a.opset: raise core.ConfigError("--opset is for .onnx; leave it out for .safetensors")
     if other == "timm": worst = deployment.export_timm(embedder, out)
@@ -793,10 +873,13 @@ TRAINING = (
 
 # %% ../nbs/cli.ipynb #f5bf50f3
 SEARCH = (
-    MODEL, argument("gallery", help="gallery file, or a folder or table of crops"),
+    MODEL, argument("gallery", help="gallery file, postgresql://user@host/database#name, or folder or table of crops"),
     argument("query", nargs="*", help="pictures to search for (default: six of the gallery)"),
     argument("-k", type=int, default=10, help="hits for each query"), DEVICE, PATTERN,
     argument("--without", default="", metavar="CAMERA", help="leave out images of this camera"),
+    argument("--camera", action="append", metavar="CAMERA", help="only images of this camera; can be given repeatedly"),
+    argument("--since", metavar="DATE", help="only images of this time or later, as in 2026-05-31T08:00"),
+    argument("--until", metavar="DATE", help="only images of an earlier time"),
     argument("--same-camera", action="store_true", help="keep hits from the camera of a query of the gallery"),
     argument("--false-match-rate", type=float, metavar="RATE",
              help="only hits above the threshold that this share of different people's pairs exceeds, 0.00001 to 0.1"),
@@ -827,14 +910,19 @@ COMMANDS: dict[Callable, tuple] = {
             argument("--skip-unreadable", action="store_true", help="leave out files that cannot be read")),
     evaluate: (MODEL, argument("root", help="table with path,camid,pid,split; its splits query and gallery are used"),
                PATTERN, DEVICE, argument("--rerank", action="store_true", help="k-reciprocal re-ranking")),
-    index: (MODEL, CROPS, argument("out", help="gallery file; if it exists, it is brought up to date"), DEVICE,
-            PATTERN),
-    forget: (argument("gallery", help="gallery file"),
+    index: (MODEL, CROPS, argument("out", help="gallery file, or postgresql://user@host/database#name; if it exists, "
+                                               "it is brought up to date"), DEVICE, PATTERN),
+    forget: (argument("gallery", help="gallery file, or postgresql://user@host/database#name"),
              argument("paths", nargs="*", metavar="path", help="pictures to remove, as they were given to index"),
              argument("--camera", help="remove all images of this camera"),
+             argument("--identity", metavar="NAME", help="remove all images of this person"),
+             argument("--before", metavar="DATE", help="remove all images of an earlier time, as in 2026-05-31 or "
+                                                       "2026-05-31T08:00 (UTC unless it names a zone)"),
              argument("--gone", action="store_true", help="remove entries of files that do not exist any more")),
     search: SEARCH,
-    export: (MODEL, argument("out", help="file to write: .onnx, or .safetensors for a state dict under timm's names"),
+    export: (argument("model", help="model file, or a run's folder; for .parquet: a gallery"),
+             argument("out", help="file to write: .onnx, .safetensors for a state dict under timm's names, or "
+                                  ".parquet"),
              argument("--opset", type=int, metavar="N", help="operator set, 14 to 23; default: torch's choice")),
     run: (*TRAINING, argument("--target", default="campus", help="domain without labels"),
           argument("--target-root", default="", help="its folder, for real data"),

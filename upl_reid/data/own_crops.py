@@ -416,6 +416,7 @@ def list_images(
     return read_folder(root, pattern)
 
 # %% ../../nbs/data/20_own_crops.ipynb #ba6a5ca5
+@any_names()
 def camera_numbers(
     images: pd.DataFrame, # of `list_images`
 ) -> tuple[tuple, np.ndarray]: # names in order, (N,) int64 number of each image's camera
@@ -447,6 +448,7 @@ def check_measurable(
         raise DataError(f"{fault}, so nothing can be measured; correct pid and camid, or leave query and gallery out")
 
 # %% ../../nbs/data/20_own_crops.ipynb #c7d39bc0
+@any_names()
 def as_domain(
     images: pd.DataFrame, # of `list_images`
     name: str = "folder", # of the domain
@@ -473,6 +475,7 @@ def load_folder(
     return as_domain(images, name)
 
 # %% ../../nbs/data/20_own_crops.ipynb #7548abcc
+@any_names()
 def write_table(
     images: pd.DataFrame, # of `list_images`
     path: str | Path, # CSV file to write; paths below its folder are written relative to it

@@ -28,6 +28,7 @@ class ReadableGallery(Protocol):
     model: str                                                  # digest of the model of its vectors
     recall: float                                               # promised share of the true ten nearest
     calibration: Calibration | None                             # for probabilities and thresholds
+    replaces: bool                                              # whether `add` replaces an entry of the same path
 
     def __len__(self) -> int: ...
     @property
@@ -80,7 +81,8 @@ class FileEntries(Gallery):
         "What is known of some entries."
         import pandas as pd
         there = [int(p) for p in positions if 0 <= p < len(self)]
-        return pd.DataFrame(dict(position=there, **{k: pd.Series(v, dtype=str) for k, v in self.columns(there).items()}))
+        names = {name: pd.Series(column, dtype=str) for name, column in self.columns(there).items()}
+        return pd.DataFrame(dict(position=there, **names))
 
     def vectors_at(self,
         positions: Sequence[int], # as of `entries_at`
@@ -94,6 +96,7 @@ class FileEntries(Gallery):
 class FileGallery(FileEntries):
     "A gallery with its file."
     address: Path                                               # .safetensors
+    replaces = False                                            # `add` does not, `update` does
     _lock: contextlib.ExitStack | None = None
 
     def batches(self,
@@ -232,7 +235,7 @@ def import_parquet(
     path: str | Path, # of `export_parquet`
     gallery: GalleryHome, # to add to; entries of the same paths are replaced
 ) -> int: # number of entries read
-    "Read all entries of a Parquet file. Raises `DataError` for another file, model or dimension; nothing is added then."
+    "Read all entries of a Parquet file. Raises `DataError`, and adds nothing, for another file, model or dimension."
     path = given_path(path)
     facts, count = parquet_facts(path), 0
     check_facts_fit("the gallery", gallery.model, facts["model"], gallery.dim, facts["dim"])

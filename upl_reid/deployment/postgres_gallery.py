@@ -490,6 +490,8 @@ class PostgresRowsStored(PostgresIndex):
 # %% ../../nbs/deployment/32_postgres_gallery.ipynb #3fc3b4f7
 class PostgresWriting(PostgresRowsStored):
     "Rows that are added or replaced."
+    replaces = True                         # `add` replaces a row of the same path
+
     def add(self,
         features, # (n, d)
         paths: Sequence, # n; a path that is there already gets the new vector and names
@@ -655,7 +657,7 @@ REWRITE = ("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE", "DROP INDEX IF EXISTS 
 
 class PostgresGallery(PostgresChanges):
     "Vectors with camera, time, path, digest and identity in PostgreSQL, searched by cosine."
-    def purge(self) -> bool: # whether a checkpoint was made
+    def purge(self) -> bool: # whether the user may end a log file and make a checkpoint
         "Write the table anew, so that no bytes of removed or replaced rows stay in the database's files."
         def work(cursor):
             for text in REWRITE: cursor.execute(self._format(text, hnsw=self._index_name("hnsw")))
@@ -664,6 +666,7 @@ class PostgresGallery(PostgresChanges):
         self._change(work)
         self._keep_index()
         with self._errors_in_words():
-            try: self.connection.execute("CHECKPOINT")
+            try:
+                for text in ("SELECT pg_switch_wal()", "CHECKPOINT"): self.connection.execute(text)
             except self._psycopg.errors.InsufficientPrivilege: return False
         return True
