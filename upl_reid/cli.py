@@ -9,8 +9,8 @@ __all__ = ['core', 'MARK', 'PRESET_NAMES', 'CROPS', 'MODEL', 'DEVICE', 'PATTERN'
            'measure_retrieval', 'evaluate', 'same_model', 'file_marks', 'named_images', 'entries_of', 'is_changed',
            'images_to_embed', 'name_people', 'build_gallery', 'count_images', 'left_out_lines', 'file_is_gone',
            'gone_entries', 'gallery_notes', 'gallery_to_write', 'index_crops', 'index_parquet', 'index', 'entry_name',
-           'check_forget', 'forget_notes', 'forget', 'as_lines', 'own_camera', 'search', 'export', 'run', 'reports',
-           'argument', 'as_path', 'make_parser', 'print_text', 'to_json_value', 'main']
+           'check_forget', 'forget_notes', 'forget', 'as_lines', 'own_camera', 'search', 'browse', 'export', 'run',
+           'reports', 'argument', 'as_path', 'make_parser', 'print_text', 'to_json_value', 'main']
 
 # %% ../nbs/cli.ipynb #98318773
 import argparse, json, math, numbers, os, shlex, shutil, sys, tempfile, warnings
@@ -639,8 +639,10 @@ def forget(
     check_forget(a)
     with deployment.open_gallery(a.gallery, change=True) as gallery:
         paths = [*(entry_name(path, gallery) for path in a.paths), *(gone_entries(gallery) if a.gone else [])]
+        had = set(gallery.paths)
         removed = gallery.remove(paths, a.camera, a.identity, a.before)
         whole = gallery.purge() if removed or gallery.replaces else True
+        deployment.forget_pairs(deployment.pairs_file(a.gallery), sorted(had - set(gallery.paths)))
         notes, stay = forget_notes(a, gallery, whole), len(gallery)
     where = gallery.where if deployment.is_postgres(a.gallery) else str(core.given_path(a.gallery))
     facts = dict(out=where, removed=removed, images=stay) | (dict(notes=notes) if notes else {})
@@ -776,6 +778,21 @@ def search(
     text += _write_hits(a, queries, without, hits)
     facts = dict(queries=[str(q) for q in queries], hits=hits.to_dict("records"), left_out=bad)
     return facts, "\n".join([*text, *left_out_lines(bad)]), 3 if bad else 0
+
+# %% ../nbs/cli.ipynb #f1170031
+def browse(
+    a: argparse.Namespace, # parsed arguments
+) -> tuple: # dict for JSON, text, exit code
+    "Look at hits in a browser on this machine, and accept or reject them."
+    pairs = core.given_path(a.pairs) if a.pairs else deployment.pairs_file(a.gallery)
+    def tell(address):
+        print_text(json.dumps(dict(address=address)) if a.json else f"open {address} (Ctrl-C ends it)")
+    with deployment.open_gallery(a.gallery) as gallery:
+        if not len(gallery): raise core.DataError("the gallery is empty; add pictures with upl-reid index")
+        deployment.serve_gallery(gallery, pairs, a.port, tell)
+    found = deployment.confirmed_pairs(pairs)
+    facts = dict(pairs=str(pairs), same=int(found.same.sum()), different=int((~found.same.astype(bool)).sum()))
+    return facts, f"{facts['same']:,} pairs accepted and {facts['different']:,} rejected, in {pairs}", 0
 
 # %% ../nbs/cli.ipynb #2fdb9844
 def export(
@@ -920,6 +937,9 @@ COMMANDS: dict[Callable, tuple] = {
                                                        "2026-05-31T08:00 (UTC unless it names a zone)"),
              argument("--gone", action="store_true", help="remove entries of files that do not exist any more")),
     search: SEARCH,
+    browse: (argument("gallery", help="gallery file, or postgresql://user@host/database#name"),
+             argument("--port", type=int, default=0, help="of this machine; 0: a free one"),
+             argument("--pairs", metavar="FILE", help="where answers are kept (default: beside the gallery)")),
     export: (argument("model", help="model file, or a run's folder; for .parquet: a gallery"),
              argument("out", help="file to write: .onnx, .safetensors for a state dict under timm's names, or "
                                   ".parquet"),
