@@ -418,7 +418,7 @@ def test_withheld_identities_are_nowhere_in_the_object():
     split = some_split()
     target = split.withhold()
     assert not isinstance(target, Split) and not isinstance(split, Unlabelled)
-    assert set(vars(target)) == {"paths", "camids"} and not hasattr(target, "pids")
+    assert set(vars(target)) == {"paths", "camids", "tracks", "times"} and not hasattr(target, "pids")
     assert target.paths == split.paths and target.camids.tolist() == split.camids.tolist() and len(target) == len(split)
 
 

@@ -17,6 +17,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "clustered_rows", "silhouette_samples", "check_camids", "camera_center", "camera_dbscan", "check_labels",
         "cluster_centroids", "merge_component", "merge_across_cameras", "cluster_camids", "group_images"],
     "label_choice": ["split_dimensions", "cross_camera_agreement", "view_agreement", "choose_clustering"],
+    "tracks": ["check_tracks", "track_means", "overlapping_tracks", "join_tracks", "part_tracks", "TrackLinks",
+        "find_links"],
     "uncertainty": ["entropy", "uncertainty_weight", "Mixture", "to_float64", "log_gaussian", "m_step", "check_fit",
         "fit_mixture", "fit_components", "effective_dimension", "posterior_scale", "soft_labels", "hard_labels",
         "centroid_log_probabilities"],

@@ -8,7 +8,7 @@ __all__ = ['JUNK', 'MARKET', 'DUKE', 'MSMT_V1', 'MSMT_V2', 'MSMT_MARKET', 'VERI'
            'domain_statistics']
 
 # %% ../../nbs/data/30_benchmarks.ipynb #7ab098b5
-import re, warnings
+import json, re, warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import pandas as pd
 from ..core import ConfigError, DataError, given_path, printable_text, seed_for
 from .own_crops import load_folder, OTHER_SUFFIXES, OWN, PICTURE_SUFFIXES, walk_folder
 from .splits import Domain, Split
+from .tracks import track_numbers, walk_times
 
 # %% ../../nbs/data/30_benchmarks.ipynb #b7448cd5
 JUNK = -1
@@ -42,6 +43,7 @@ class Layout:
     example: str # a name that fits
     remedy: str # what to do when files are missing
     shift: int = 0 # added to identities: 1 where people count from 0, which would mean a distractor
+    track: re.Pattern | None = None # start of a name that all images of one track share; None: tracks are not known
 
     @property
     def parts(self) -> tuple[Part, Part, Part]:
@@ -91,7 +93,7 @@ OCCLUDED_DUKE = replace(DUKE, homes=("Occluded_Duke", "Occluded-Duke", "occluded
 MARS = Layout(
     homes=("MARS", "mars"), train=Part("bbox_train", tree=True), query=Part("bbox_test", tree=True, first=True),
     gallery=Part("bbox_test", tree=True), example="0001C1T0001F001.jpg",
-    pattern=re.compile(rf"(?P<pid>00-1|\d{{1,9}})C{_CAM}T\d+F\d+"),
+    pattern=re.compile(rf"(?P<pid>00-1|\d{{1,9}})C{_CAM}T\d+F\d+"), track=re.compile(r"[\d-]+C\d+T\d+"),
     remedy="unpack bbox_train.zip and bbox_test.zip of MARS side by side and pass their folder")
 
 # %% ../../nbs/data/30_benchmarks.ipynb #2037a63d
@@ -101,7 +103,8 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
     "dukemtmc": (DUKE,),
     "msmt17": (MSMT_V1, MSMT_V2, MSMT_MARKET),
     "veri776": (VERI,), "cuhk03": (CUHK03,), "personx": (PERSONX,), "occluded_duke": (OCCLUDED_DUKE,), "mars": (MARS,),
-    **{name: (replace(MARKET, homes=(name,), remedy=_SYNTH),) for name in ("plaza", "campus", "station")}}
+    **{name: (replace(MARKET, homes=(name,), remedy=_SYNTH, track=re.compile(r"\d+_c\d+s1_\d{6}")),)
+       for name in ("plaza", "campus", "station")}}
 
 # %% ../../nbs/data/30_benchmarks.ipynb #85d4a5d3
 def _missing(
@@ -217,6 +220,30 @@ def _without_junk(
     if junk := len(rows) - len(kept): warnings.warn(f"{junk:,} junk images (identity -1) of {folder} are left out")
     return kept
 
+# %% ../../nbs/data/30_benchmarks.ipynb #8a468ee6
+def _known_tracks(
+    paths: list, # images of all splits
+    camids: list, # their cameras
+    layout: Layout, # the format
+) -> np.ndarray | None: # (N,) track of each image, -1: none; None: the format has no tracks
+    "Tracks by the start of the images' names."
+    if layout.track is None: return None
+    return track_numbers(camids, [found[0] if (found := layout.track.match(path.name)) else "" for path in paths])
+
+def _known_times(
+    paths: list, # images of all splits
+    name: str, # of the domain
+    home: Path, # its folder
+) -> np.ndarray | None: # (N,) seconds; None: not an embedded network as `write_domain` leaves it
+    "The times of an embedded network's images."
+    try: spec = json.loads((home/"spec.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError): return None
+    names = [re.fullmatch(r"(\d+)_c(\d+)s1_(\d{6})_(\d+)", path.stem) for path in paths]
+    if not isinstance(spec, dict) or spec.get("name") != name or not all(names): return None
+    seen = [(f"{m[1]}_{m[3]}", int(m[2]) - 1, int(m[4])) for m in names if m]
+    if max(camera for _, camera, _ in seen) >= spec["cameras"]: return None
+    return walk_times(name, spec["seed"], spec["cameras"], seen)
+
 # %% ../../nbs/data/30_benchmarks.ipynb #8c73e3d9
 def load_domain(
     name: str, # one of `LAYOUTS`, such as "market1501"; "folder" or "labelled": one's own crops
@@ -228,17 +255,18 @@ def load_domain(
     line that does not parse, and a split without images."""
     if name in OWN: return load_folder(root, name)
     home, layout = find_layout(name, root)
-    splits = []
+    table = []
     for part in layout.parts:
         read = _rows_of_lists if part.lists else _rows_of_folder
         rows = sorted(read(home, part, layout))
         if part is layout.train: rows = _without_junk(rows, home/part.folder)
         by = f" by {', '.join(part.lists)}" if part.lists else ""
         if not rows: raise DataError(f"{home/part.folder} holds no usable image for {name}{by}; {layout.remedy}")
-        paths, pids, camids = zip(*rows)
-        splits.append(Split(paths, np.array(pids), np.array(camids)))
-    train, query, gallery = splits
-    return Domain(name, train, query, gallery)
+        table.append(rows)
+    paths, pids, camids = (list(column) for column in zip(*(row for rows in table for row in rows)))
+    seen = dict(tracks=_known_tracks(paths, camids, layout), times=_known_times(paths, name, home))
+    whole, ends = Split(tuple(paths), np.array(pids), np.array(camids), **seen), np.cumsum([0, *map(len, table)])
+    return Domain(name, *(whole.subset(np.arange(*ends[i:i + 2])) for i in range(3)))
 
 # %% ../../nbs/data/30_benchmarks.ipynb #cc50dbf6
 def split_identities(

@@ -25,11 +25,12 @@ import pandas as pd
 from ..core import any_names, DataError, given_path, map_in_threads, printable_text, write_atomic
 from .decoding import read_image
 from .splits import Domain, Split
+from .tracks import seconds_of_text, track_numbers
 
 # %% ../../nbs/data/20_own_crops.ipynb #44937ed2
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 OTHER_SUFFIXES = {".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".jp2", ".jfif"}
-COLUMNS = ("path", "camid", "pid", "split", "time")
+COLUMNS = ("path", "camid", "pid", "split", "time", "track")
 MAX_ROWS = 2_000_000
 WILDLIFE = (("pid", "identity"), ("time", "date")) # our column, its name in the tables of wildlife-datasets
 OWN = ("folder", "labelled") # names of domains of one's own: to adapt to, and, with identities, to learn from
@@ -92,17 +93,17 @@ def parse_row(
     extra: int, # fields more than columns
     home: Path, # of the table
 ) -> tuple: # row or None, what is wrong or ""
-    "One line as a row (path, camid, pid, split, time), or what is wrong with it."
+    "One line as a row (path, camid, pid, split, time, track), or what is wrong with it."
     if extra:
         count = f"{abs(extra)} field{'s' if abs(extra) > 1 else ''} {'more' if extra > 0 else 'less'}"
         return None, f"has {count} than the first line"
-    name, split, camera = (fields.get(k, "").strip() for k in ("path", "split", "camid"))
+    name, split, camera, track = (fields.get(k, "").strip() for k in ("path", "split", "camid", "track"))
     pid, time = (fields.get(own, fields.get(theirs, "")).strip() for own, theirs in WILDLIFE)
     pid = "" if "pid" not in fields and pid == "unknown" else re.sub(r"^(-?\d+)\.0+$", r"\1", pid)
     if fault := field_fault(name, pid, split): return None, fault
     path = next((p for p in (home/fields["path"], home/name, given_path(name)) if is_file(p)), None)
     if fault := file_fault(fields, name, path): return None, fault
-    return (path, camera, pid, split or "train", time), ""
+    return (path, camera, pid, split or "train", time, track), ""
 
 # %% ../../nbs/data/20_own_crops.ipynb #6ec7d208
 def repeat_fault(
@@ -111,7 +112,7 @@ def repeat_fault(
     seen: dict, # file -> line, split, camera and pid of its first row; extended here
 ) -> str: # empty if nothing is wrong
     "What is wrong with a row whose file was listed before, as another split or with another pid or camera."
-    path, camera, pid, split, _ = row
+    path, camera, pid, split, *_ = row
     first, before, *same = seen.setdefault(name := os.path.abspath(path), (line, split, camera, pid))
     if first == line: return ""
     if {split, before} != {"query", "gallery"}: return f"lists {printable_text(path)} again, after line {first}"
@@ -196,14 +197,14 @@ def identity_numbers(
 # %% ../../nbs/data/20_own_crops.ipynb #9797e118
 @any_names()
 def make_listing(
-    rows: list, # of (path, camid, pid, split, time), each but the path as text
+    rows: list, # of (path, camid, pid, split, time, track), each but the path as text
     notes: Sequence[str] = (), # sentences on what was not used
     doubt: str = "", # what cannot be told from the names, and how to say it
-) -> pd.DataFrame: # path (Path), camid (str), pid (int64), split, time, person (str); `attrs`: notes, doubt
+) -> pd.DataFrame: # path (Path), camid (str), pid (int64), split, time, track, person (str); `attrs`: notes, doubt
     "Listed images as a frame, one row an image, with numbered identities."
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    frame = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)     # pandas' text type takes no bytes outside UTF-8
     numbers, names = identity_numbers(list(frame.pid), list(frame.split))
-    frame = frame.assign(pid=numbers, person=names)
+    frame = frame.assign(pid=numbers, person=pd.Series(names, dtype=object))
     frame.attrs.update(notes=list(notes), doubt=doubt)
     return frame
 
@@ -219,7 +220,7 @@ def read_table(
     raise_faults(str(path), faults, "correct or remove these lines")
     remedy = f"its first line names columns out of {','.join(COLUMNS)}, path at least, every further line one image"
     if not rows: raise DataError(f"{path} lists no image; {remedy}")
-    nobody = sum(pid in ("", "-1") for _, _, pid, _, _ in rows)
+    nobody = sum(row[2] in ("", "-1") for row in rows)
     columns = printable_text(", ".join(map(repr, unused)))
     notes = [f"columns of {printable_text(path.name)} that are not used: {columns}"]*bool(unused)
     if unused and nobody: notes.append(f"{nobody:,} of {len(rows):,} pictures have no identity (unknown)")
@@ -280,7 +281,7 @@ def cameras_by_folder(
     twice = [printable_text(p) for p, n in folders.items() if n > 1]
     faults = [f"several folders are called {p!r} but for spaces around the name" for p in twice]
     raise_faults(str(root), faults, "give them names that differ")
-    return [(root/n, "" if bare else n.parts[0].strip(), "", "train", "") for n in names]
+    return [(root/n, "" if bare else n.parts[0].strip(), "", "train", "", "") for n in names]
 
 # %% ../../nbs/data/20_own_crops.ipynb #03124f55
 def split_of(
@@ -311,17 +312,17 @@ def compile_pattern(
 def parse_name(
     name: Path, # of an image, relative to the folder
     fit: re.Pattern, # of `compile_pattern`
-) -> tuple: # camera, pid and split as text; what is wrong or ""
+) -> tuple: # camera, pid, split, time and track as text; what is wrong or ""
     "What an image's name tells."
     found = fit.search(name.as_posix())
     said = found.groupdict() if found else {}
     if not found or "cam" in said and said["cam"] is None: return (), "does not fit the pattern"
-    camera, pid = ((said.get(group) or "").strip() for group in ("cam", "pid"))
+    camera, pid, time, track = ((said.get(group) or "").strip() for group in ("cam", "pid", "time", "track"))
     named = said.get("split")
     split = "train" if named is None else split_of(named)
     if not split:
         return (), f"gives the split {printable_text(named)!r}, which names none of train, query, gallery (or test)"
-    return (camera, pid, split), field_fault(name.as_posix(), pid, split)
+    return (camera, pid, split, time, track), field_fault(name.as_posix(), pid, split)
 
 # %% ../../nbs/data/20_own_crops.ipynb #8dc2e9fb
 def cameras_by_pattern(
@@ -333,13 +334,13 @@ def cameras_by_pattern(
     parsed = [(n, *parse_name(n, fit)) for n in names]
     faults = [f"{printable_text(n)} {fault}" for n, _, fault in parsed if fault]
     raise_faults(str(root), faults, "correct the pattern, or rename or remove these files")
-    return [(root/n, *told, "") for n, told, _ in parsed]
+    return [(root/n, *told) for n, told, _ in parsed]
 
 # %% ../../nbs/data/20_own_crops.ipynb #9bffa593
 MANY_FOLDERS, FEW_PICTURES = 30, 50 # more folders, with a smaller median, look like identities
 SPLIT_FOLDER = re.compile(r"((bounding_box|bbox|images?|mask|gt|multi)[_-])?(train|training|trainval|val|valid|"
                           r"validation|test|testing|query|gallery|probe)([_-](v\d|all|new))?", re.IGNORECASE)
-BY_IDENTITY = (r"^(?P<pid>[^/]+)/(.*[_/])?c(am)?(?P<cam>\d+)", r"^(?P<pid>[^/]+)/\w*C(?P<cam>\d+)T\d+",
+BY_IDENTITY = (r"^(?P<pid>[^/]+)/(.*[_/])?c(am)?(?P<cam>\d+)", r"^(?P<pid>[^/]+)/(?P<track>\w*C(?P<cam>\d+)T\d+)",
                r"^(?P<pid>[^/]+)/")
 BY_SPLIT = (r"^(?P<split>[^/]+)/(.*/)?(?P<pid>-?\d+)_c(am)?(?P<cam>\d+)",
             r"^(?P<split>[^/]+)/(?P<pid>[^/]+)/(.*[_/])?c(am)?(?P<cam>\d+)", r"^(?P<split>[^/]+)/(?P<pid>[^/]+)/")
@@ -352,8 +353,9 @@ def fitting_pattern(
     for pattern in patterns:
         parsed = [parse_name(n, re.compile(pattern)) for n in names]
         if any(fault for _, fault in parsed): continue
-        (camera, pid, split), name = parsed[0][0], printable_text(names[0])
+        (camera, pid, split, _, track), name = parsed[0][0], printable_text(names[0])
         told = [f"split {split}"]*("<split>" in pattern) + [f"identity {pid}"] + [f"camera {camera}"]*bool(camera)
+        told += [f"track {track}"]*bool(track)
         return f"--pattern '{pattern}' (it reads {name} as {printable_text(', '.join(told))})"
     return ""
 
@@ -396,7 +398,7 @@ def folder_doubt(
 # %% ../../nbs/data/20_own_crops.ipynb #50eee9d4
 def read_folder(
     root: str | Path, # folder
-    pattern: str | None = None, # regular expression with groups cam, pid or both, perhaps split
+    pattern: str | None = None, # regular expression with groups cam, pid or both, perhaps split, track and time
 ) -> pd.DataFrame: # of `make_listing`
     "The images below a folder. Raises `DataError` for a wrong pattern and where cameras cannot be told."
     root, names = given_path(root), find_images(root)
@@ -426,9 +428,11 @@ def camera_numbers(
     measuring leaves out matches from the query's camera, and two unknown cameras need not be the same. Two rows of one
     picture, a query and a gallery image, share it, so that the picture is not its own match."""
     names = tuple(sorted(set(images.camid), key=natural_sort_key))
-    numbers = images.camid.map({name: i for i, name in enumerate(names)}).to_numpy(np.int64)
+    place = {name: i for i, name in enumerate(names)}
+    numbers = np.array([place[name] for name in images.camid], np.int64)
     own = ((images.camid == "") & (images.split != "train")).to_numpy()
-    files, _ = pd.factorize(images.path.map(os.path.abspath))
+    seen: dict = {}
+    files = np.array([seen.setdefault(os.path.abspath(path), len(seen)) for path in images.path], np.int64)
     return names, np.where(own, len(names) + files, numbers)
 
 # %% ../../nbs/data/20_own_crops.ipynb #4b41adb4
@@ -455,9 +459,11 @@ def as_domain(
 ) -> Domain: # splits sorted by path
     "Listed images as a domain. Raises `DataError` without training images, and if queries and gallery do not fit."
     cameras, numbers = camera_numbers(images)
+    known = dict(track=track_numbers(numbers.tolist(), list(images.track)), time=images.time.map(seconds_of_text))
     def split(part):
-        rows = images.assign(number=numbers)[images.split == part].sort_values("path")
-        return Split(tuple(rows.path), rows.pid.to_numpy(np.int64), rows.number.to_numpy(np.int64))
+        rows = images.assign(number=numbers, **known)[images.split == part].sort_values("path")
+        pids, camids, *seen = (rows[name].to_numpy() for name in ("pid", "number", "track", "time"))
+        return Split(tuple(rows.path), pids, camids, tracks=seen[0], times=seen[1])
     train, query, gallery = map(split, ("train", "query", "gallery"))
     if not len(train):
         raise DataError(f"none of {len(images):,} images is for training; leave the split of some empty or write train")
@@ -488,7 +494,9 @@ def write_table(
         return p.relative_to(home).as_posix() if p.is_relative_to(home) else p.as_posix()
     pids = images.pid.astype(object).where(images.pid >= 0, "")
     if "person" in images: pids = images.person.where(images.person != "", pids)
-    images = images.drop(columns="person", errors="ignore").assign(path=images.path.map(name), pid=pids)
+    extra = ["person"] + ["track"]*(not images.track.any())              # a table without tracks has no such column
+    names = pd.Series([name(p) for p in images.path], images.index, object)
+    images = images.drop(columns=extra, errors="ignore").assign(path=names, pid=pids)
     images.to_csv(text, index=False)
     return write_atomic(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
