@@ -228,7 +228,8 @@ def _adapted_run(
 ): # a finished run
     "Write the table of the crops, say whether the run begins or continues, and do it."
     store = experiments.store_root()
-    table = data.write_table(images, store/"tables"/f"{experiments.domain_fingerprint(domain)}.csv")
+    mark = experiments.domain_fingerprint(domain, tracks=True)
+    table = data.write_table(images, store/"tables"/f"{mark}.csv")
     roots = {**_roots(a), "folder": str(table)}
     path = experiments.run_path(config, roots, store)                # called once: it reads all crops
     begun = len(core.read_rows(path/"history.jsonl"))
@@ -257,6 +258,20 @@ def _save_adapted(
     core.write_atomic(card, deployment.model_card(embedder, words, crops))
     return card, quality, words
 
+# %% ../nbs/cli.ipynb #119172e2
+def _read_crops(
+    a: argparse.Namespace, # parsed arguments
+) -> "pd.DataFrame": # of `list_images`
+    "The crops to adapt to. Raises `DataError` for doubts, and without tracks if they are to be used."
+    images = data.list_images(a.root, a.pattern)
+    if images.attrs["doubt"]: raise core.DataError(f"{a.root}: {images.attrs['doubt']}")
+    domain = data.as_domain(images)
+    _check_method(a.method, domain)
+    if a.tracks and domain.train.tracks is None:
+        raise core.DataError(f"--tracks is given, and no crop of {a.root} has a track; give a table with a column "
+                             "track, or --pattern with a group (?P<track>...)")
+    return images
+
 # %% ../nbs/cli.ipynb #partec5f
 def adapt(
     a: argparse.Namespace, # parsed arguments
@@ -268,10 +283,8 @@ def adapt(
     out = check_out(a.out, (".safetensors",), has_metadata("upl_reid"))
     preset, network, why = choose_network(a)
     print(why, file=sys.stderr, flush=True)
-    config = experiments.RunConfig(preset, a.source, "folder", a.method, seed=a.seed, **network)
-    images = data.list_images(a.root, a.pattern)
-    if images.attrs["doubt"]: raise core.DataError(f"{a.root}: {images.attrs['doubt']}")
-    _check_method(a.method, data.as_domain(images))
+    config = experiments.RunConfig(preset, a.source, "folder", a.method, seed=a.seed, tracks=a.tracks, **network)
+    images = _read_crops(a)
     report = data.check_images(images, data.ignored_files(a.root))
     print(data.report_in_words(report), file=sys.stderr, flush=True)
     _check_crops(a.root, report, a.skip_unreadable)
@@ -864,11 +877,13 @@ def as_path(
 
 # %% ../nbs/cli.ipynb #c1de000f
 PRESET_NAMES = "tiny", "demo", "gpu", "paper", "photo"
-CROPS = argument("root", help="folder of crops (sub-folders are cameras), or a table path,camid[,pid][,split][,time]")
+CROPS = argument("root", help="folder of crops (sub-folders are cameras), or a table "
+                        "path,camid[,pid][,split][,time][,track]")
 MODEL = argument("model", help="model file, or a run's folder")
 DEVICE = argument("--device", default="auto", help="auto, cpu or cuda")
 PATTERN = argument("--pattern", help="regular expression that finds camera, identity or both in names below a folder: "
-                                     "(?P<cam>...), (?P<pid>...), and perhaps (?P<split>...)")
+                                     "(?P<cam>...), (?P<pid>...), and perhaps (?P<split>...), (?P<track>...), "
+                                     "(?P<time>...)")
 METHOD = argument("--method", default="upl", help="a registered method")
 NETWORK = (
     argument("--backbone", default="", metavar="NAME", help="instead of the preset's: any timm model, as in resnet50"),
@@ -924,7 +939,9 @@ COMMANDS: dict[Callable, tuple] = {
             argument("--preset", default="demo", choices=PRESET_NAMES, help="size of the network")),
     pretrain: (argument("out", help="model file to write, .safetensors"), *TRAINING),
     adapt: (CROPS, argument("out", help="model file to write, .safetensors"), *TRAINING, PATTERN, METHOD,
-            argument("--skip-unreadable", action="store_true", help="leave out files that cannot be read")),
+            argument("--skip-unreadable", action="store_true", help="leave out files that cannot be read"),
+            argument("--tracks", action="store_true", help="use the crops' tracks: one track is one person, two at the "
+                                                           "same time in one camera are two")),
     evaluate: (MODEL, argument("root", help="table with path,camid,pid,split; its splits query and gallery are used"),
                PATTERN, DEVICE, argument("--rerank", action="store_true", help="k-reciprocal re-ranking")),
     index: (MODEL, CROPS, argument("out", help="gallery file, or postgresql://user@host/database#name; if it exists, "

@@ -27,6 +27,7 @@ def check_tracks(
                         "of its track, or -1")
     return found.astype(np.int64)
 
+# %% ../../nbs/components/27_tracks.ipynb #cd441784
 def track_means(
     features, # (N, d)
     tracks, # (N,) track of each image, -1: none
@@ -65,7 +66,7 @@ def _overlaps(own, start, end):
     "Pairs of intervals out of `own` (positions), each of which begins before the other ends."
     order = own[np.lexsort((end[own], start[own]))]
     for i, a in enumerate(order):
-        later = order[i + 1:i + 1 + np.searchsorted(start[order[i + 1:]], end[a])]     # those that begin before a ends
+        later = order[i + 1:i + 1 + np.searchsorted(start[order[i + 1:]], end[a])]       # they begin before a ends
         yield from ((a, b) for b in later[start[a] < end[later]])
 
 # %% ../../nbs/components/27_tracks.ipynb #32e1035d
@@ -78,7 +79,7 @@ def join_tracks(
     ids = check_tracks(tracks, len(y))
     used = np.flatnonzero((ids >= 0) & (y >= 0))
     pairs, count = np.unique(np.stack([ids[used], y[used]]), axis=1, return_counts=True)
-    order = np.lexsort((pairs[1], -count, pairs[0]))                    # per track: most images, then the smallest label
+    order = np.lexsort((pairs[1], -count, pairs[0]))                     # per track: most images, then smallest label
     own, first = np.unique(pairs[0][order], return_index=True)
     out, place = y.copy(), np.searchsorted(own, ids)
     known = np.isin(ids, own)

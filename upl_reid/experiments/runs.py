@@ -110,6 +110,7 @@ def domain_fingerprint(
     domain: Domain, # as loaded
     cache: Path | None = None, # SQLite file of known digests, see `file_digests`; None: every image is read
     contents: bool = True, # count the bytes of the images too, not only their names
+    tracks: bool = False, # count the tracks and times of the training images too
 ) -> str: # eight hexadecimal digits
     "Names, contents, identities and cameras of a domain's images, hashed. Raises `DataError` for an unreadable image."
     h = hashlib.sha256()
@@ -117,6 +118,8 @@ def domain_fingerprint(
         lines = [path.name for path in split.paths]
         if contents: lines = [f"{name} {digest}" for name, digest in zip(lines, file_digests(split.paths, cache))]
         hash_split(h, split, lines)
+    seen = (domain.train.tracks, domain.train.times) if tracks else ()
+    for column in seen: h.update(b"" if column is None else column.tobytes())
     return h.hexdigest()[:8]
 
 # %% ../../nbs/experiments/10_runs.ipynb #c0295ec3
@@ -157,10 +160,11 @@ def run_paths(
     configs, roots, cache = list(configs), roots or {}, store/"digests.sqlite"
     check_roots(roots, configs)
     pair = lambda c: [n for n in dict.fromkeys((c.source, c.target)) if roots.get(n)]
-    names = dict.fromkeys(n for c in configs for n in pair(c))
-    marks = {n: domain_fingerprint(load_domain(n, roots[n]), cache) for n in names}
+    names = dict.fromkeys((n, c.tracks and n == c.target) for c in configs for n in pair(c))
+    domains = {n: load_domain(n, roots[n]) for n in dict.fromkeys(n for n, _ in names)}
+    marks = {(n, tracks): domain_fingerprint(domains[n], cache, tracks=tracks) for n, tracks in names}
     last = weights_mark(roots, cache)
-    return {c: store/"-".join([c.id, *(marks[n] for n in pair(c)), *last]) for c in configs}
+    return {c: store/"-".join([c.id, *(marks[n, c.tracks and n == c.target] for n in pair(c)), *last]) for c in configs}
 
 # %% ../../nbs/experiments/10_runs.ipynb #2663532b
 def run_path(
@@ -647,7 +651,7 @@ def train_adaptation(
     budget = PRESETS[config.preset].budget(config.target)
     save = checkpoint_writer(path, functools.partial(at.watch, config, budget.epochs))
     return adapt(method, target.train.withhold(), bank, budget, config.seed,
-                 f"{config.method} {config.source}->{config.target}",
+                 f"{config.method} {config.source}->{config.target}", config.tracks,
                  save=save, progress=at.progress, **resume_point(path))
 
 # %% ../../nbs/experiments/10_runs.ipynb #15dc0f3a

@@ -95,9 +95,12 @@ class ChosenClustering(Method):
         features: Tensor, # (N, d)
         camids: Tensor, # (N,)
     ) -> Tensor: # (N,) labels, -1: noise
-        "Labels of the way that the first round chose; in the first round of the one whose labels agree best."
+        """Labels of the way that the first round chose; in the first round of the one whose labels agree best.
+
+        Where tracks are used, the labels keep to them."""
         if self.chosen < 0: self.chosen.fill_(choose_clustering(ways, features, camids)[0] if len(ways) > 1 else 0)
-        return ways[int(self.chosen)](features, camids)
+        labels = ways[int(self.chosen)](features, camids)
+        return labels if self.links is None else self.links.link(labels, features)
 
 # %% ../../nbs/methods/baseline.ipynb #03b722d1
 class DBSCANNumbers(ChosenClustering):

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from ..components.encoder import Encoder, update_ema, parameter_groups, make_ema
 from ..components.losses import soft_cross_entropy, weighted_triplet
+from ..components.tracks import TrackLinks
 from ..core import ConfigError, DataError
 
 # %% ../../nbs/training/00_method.ipynb #fa6d68e9
@@ -130,6 +131,7 @@ class MethodState(nn.Module):
     views = 1 # 2: batches come with a second augmentation of their images
     hard: Tensor # (N,) labels of the round
     head: nn.Parameter # (K, d) classifier of the round
+    links: TrackLinks | None = None # what the tracks of the training images tell, if they are used
 
     def __init__(self,
         encoder: Any, # the model to train: an `Encoder`, or a module of several of them
