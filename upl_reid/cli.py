@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['core', 'MARK', 'PRESET_NAMES', 'CROPS', 'MODEL', 'DEVICE', 'PATTERN', 'METHOD', 'NETWORK', 'TRAINING', 'SEARCH',
-           'REPORTS', 'COMMANDS', 'EXAMPLES', 'has_mark', 'has_page_mark', 'has_metadata', 'check_out', 'show_bars',
-           'check', 'synth', 'choose_network', 'watcher', 'pretrain', 'crops_for_card', 'adapt', 'count_matches',
-           'measure_retrieval', 'evaluate', 'same_model', 'file_marks', 'named_images', 'entries_of', 'is_changed',
-           'images_to_embed', 'name_people', 'build_gallery', 'count_images', 'left_out_lines', 'file_is_gone',
-           'gone_entries', 'gallery_notes', 'gallery_to_write', 'index_crops', 'index_parquet', 'index', 'entry_name',
-           'check_forget', 'forget_notes', 'forget', 'as_lines', 'own_camera', 'search', 'browse', 'export', 'run',
-           'reports', 'argument', 'as_path', 'make_parser', 'print_text', 'to_json_value', 'main']
+           'REPORTS', 'ADAPTING', 'NAMING', 'COMMANDS', 'EXAMPLES', 'has_mark', 'has_page_mark', 'has_metadata',
+           'check_out', 'show_bars', 'check', 'synth', 'choose_network', 'watcher', 'pretrain', 'crops_for_card',
+           'adapt', 'count_matches', 'measure_retrieval', 'evaluate', 'same_model', 'file_marks', 'named_images',
+           'entries_of', 'is_changed', 'images_to_embed', 'name_people', 'build_gallery', 'count_images',
+           'left_out_lines', 'file_is_gone', 'gone_entries', 'gallery_notes', 'gallery_to_write', 'index_crops',
+           'index_parquet', 'index', 'entry_name', 'check_forget', 'forget_notes', 'forget', 'as_lines', 'own_camera',
+           'search', 'browse', 'is_identities', 'identities', 'export', 'run', 'reports', 'argument', 'as_path',
+           'make_parser', 'print_text', 'to_json_value', 'main']
 
 # %% ../nbs/cli.ipynb #98318773
 import argparse, json, math, numbers, os, shlex, shutil, sys, tempfile, warnings
@@ -19,7 +20,7 @@ from typing import Any, Callable, TYPE_CHECKING
 
 import lazy_loader
 
-from . import __version__, data, deployment, evaluation, experiments, training
+from . import __version__, components, data, deployment, evaluation, experiments, training
 
 core: Any = lazy_loader.load("upl_reid.core", suppress_warning=True)
 
@@ -807,6 +808,87 @@ def browse(
     facts = dict(pairs=str(pairs), same=int(found.same.sum()), different=int((~found.same.astype(bool)).sum()))
     return facts, f"{facts['same']:,} pairs accepted and {facts['different']:,} rejected, in {pairs}", 0
 
+# %% ../nbs/cli.ipynb #d78f3db7
+def is_identities(
+    path: Path, # a file
+) -> bool:
+    "Whether a table was written by `identities`."
+    if path.suffix == ".parquet": return path.read_bytes()[:4] == b"PAR1" and b"identity" in path.read_bytes()
+    with open(path, "rb") as f: names = f.readline().decode("utf-8", "replace").strip().split(",")
+    return names in (["path", "camera", "identity", "confidence"],
+                     ["path", "camera", "track", "identity", "confidence"])
+
+# %% ../nbs/cli.ipynb #934bfb0c
+def _crops_to_name(
+    a: argparse.Namespace, # parsed arguments
+    embedder: "Embedder", # makes vectors of a folder
+) -> tuple: # gallery, dict path -> (track, time), sentences on pictures that cannot be read
+    "The crops of a gallery, or of a folder or table, as a gallery. Raises `DataError` for doubts and without crops."
+    source, bad, seen = core.given_path(a.root), [], {}
+    if source.suffix == ".safetensors" or not source.exists():
+        gallery = same_model(deployment.Gallery.load(source), embedder)
+    else:
+        images = data.list_images(source, a.pattern)
+        if images.attrs["doubt"]: raise core.DataError(f"{source}: {images.attrs['doubt']}")
+        seen = {core.absolute_name(p): (t, s) for p, t, s in zip(images.path, images.track, images.time)}
+        gallery, _, bad = build_gallery(embedder, images, progress=show_bars(a))
+    if not len(gallery): raise core.DataError(f"no crop in {source} can be read{'; first: ' + bad[0] if bad else ''}")
+    return gallery, seen, bad
+
+# %% ../nbs/cli.ipynb #7a8c73df
+def _known_elsewhere(
+    known: dict, # of `read_known`
+    here: set, # paths of the crops to name
+    embedder: "Embedder", # makes vectors
+) -> tuple: # ((M, d) vectors, M names), sentences
+    "Known crops that are not among those to name; what cannot be read is told."
+    pixels, names, bad = [], [], []
+    for path, (who, _) in known.items():
+        if path in here: continue
+        try: pixels.append(deployment.as_pixels(path, embedder.size).transpose(1, 2, 0))
+        except core.DataError as e: bad.append(str(e))
+        else: names.append(who)
+    note = f"{len(bad):,} of {len(known):,} known crops cannot be read and are not compared with; first: "
+    return (embedder.embed(pixels) if pixels else [], names), [note + bad[0]] if bad else []
+
+# %% ../nbs/cli.ipynb #7ff37168
+def _named_crops(gallery, seen, known, embedder, rate):
+    "Paths, cameras and tracks of a gallery's crops in the order of their paths, their identities, sentences."
+    import numpy as np
+    order = sorted(range(len(gallery)), key=lambda i: gallery.paths[i])
+    columns = gallery.columns(order)
+    paths, cameras, codes = columns["path"], columns["camera"], np.asarray(gallery.codes)[order]
+    tracks, times = ([seen.get(p, ("", ""))[i] for p in paths] for i in (0, 1))
+    numbers, seconds = data.track_numbers(codes.tolist(), tracks), np.array([data.seconds_of_text(t) for t in times])
+    links = components.find_links(numbers, codes, seconds) if any(tracks) else None
+    others, notes = _known_elsewhere(known, set(paths), embedder)
+    given = [known.get(p, ("", 1.)) for p in paths]
+    found = deployment.identify(gallery.vectors[order], codes, gallery.calibration, rate, links,
+                                [who for who, _ in given], others, [who for who, _ in known.values()])
+    found.confidence[[bool(who) for who, _ in given]] = [sure for who, sure in given if who]
+    return paths, cameras, tracks if any(tracks) else None, found, notes
+
+# %% ../nbs/cli.ipynb #b436f1d5
+def identities(
+    a: argparse.Namespace, # parsed arguments
+) -> tuple: # dict for JSON, text, exit code
+    "Name who is who: one table of crops with identity and confidence."
+    out = check_out(a.out, (".csv", ".parquet"), is_identities)
+    embedder = deployment.Embedder.load(a.model, a.device)
+    deployment.rate_threshold(embedder.calibration, a.rate)              # raises before any work is done
+    known = deployment.read_known(a.known) if a.known else {}
+    gallery, seen, bad = _crops_to_name(a, embedder)
+    paths, cameras, tracks, found, notes = _named_crops(gallery, seen, known, embedder, a.rate)
+    deployment.write_identities(out, paths, cameras, found, tracks)
+    unknown, notes = found.names.count(deployment.UNKNOWN), [*found.notes, *notes]
+    people = len({*found.names} - {deployment.UNKNOWN})
+    old = {who for who, _ in known.values()}
+    facts = dict(out=str(out), crops=len(paths), identities=people, unknown=unknown, left_out=bad, notes=notes,
+                 known=sum(who in old for who in found.names))
+    text = f"{len(paths):,} crops: {people:,} identities, {unknown:,} crops unknown, in {out}"
+    if known: text += f"; {facts['known']:,} crops have names of {a.known}"
+    return facts, "\n".join([text, *left_out_lines(bad), *(f"note: {n}" for n in notes)]), 3 if bad or notes else 0
+
 # %% ../nbs/cli.ipynb #2fdb9844
 def export(
     a: argparse.Namespace, # parsed arguments
@@ -890,6 +972,8 @@ NETWORK = (
     argument("--size", default="", metavar="HxW", help="height and width of the network's input, as in 256x128"),
     argument("--dim", type=int, metavar="D", help="length of the vectors"),
     argument("--pooling", choices=("avg", "gem"), help="of the last feature map (default: avg)"))
+
+# %% ../nbs/cli.ipynb #ac6a95d9
 TRAINING = (
     argument("--source", default="plaza", type=lambda name: "" if name == "none" else name,
              help="domain with identities: plaza, campus, station, market1501, dukemtmc, msmt17, veri776, cuhk03, "
@@ -931,6 +1015,19 @@ REPORTS = (
     [argument("--only", help="some notebooks, as in table2,table5; without it: all"),
      argument("--page", action="store_true", help="run nothing, write the page from existing reports")])
 
+# %% ../nbs/cli.ipynb #dec71518
+ADAPTING = (
+    CROPS, argument("out", help="model file to write, .safetensors"), *TRAINING, PATTERN, METHOD,
+    argument("--skip-unreadable", action="store_true", help="leave out files that cannot be read"),
+    argument("--tracks", action="store_true", help="use the crops' tracks: one track is one person, two at the same "
+                                                   "time in one camera are two"))
+NAMING = (
+    MODEL, argument("root", help="folder or table of crops, or gallery file"),
+    argument("out", help="table to write, .csv or .parquet"), DEVICE, PATTERN,
+    argument("--rate", type=float, default=.01, help="share of strangers' crops that may get a known name"),
+    argument("--known", metavar="TABLE", help="table of an earlier call, or with columns path and identity: its names "
+                                              "are kept, new ones are added"))
+
 # %% ../nbs/cli.ipynb #123d6458
 COMMANDS: dict[Callable, tuple] = {
     check: (CROPS, PATTERN, argument("--table", help="write what was found as a table, for the other commands")),
@@ -938,10 +1035,7 @@ COMMANDS: dict[Callable, tuple] = {
                                                                          help="plaza, campus or station"),
             argument("--preset", default="demo", choices=PRESET_NAMES, help="size of the network")),
     pretrain: (argument("out", help="model file to write, .safetensors"), *TRAINING),
-    adapt: (CROPS, argument("out", help="model file to write, .safetensors"), *TRAINING, PATTERN, METHOD,
-            argument("--skip-unreadable", action="store_true", help="leave out files that cannot be read"),
-            argument("--tracks", action="store_true", help="use the crops' tracks: one track is one person, two at the "
-                                                           "same time in one camera are two")),
+    adapt: ADAPTING,
     evaluate: (MODEL, argument("root", help="table with path,camid,pid,split; its splits query and gallery are used"),
                PATTERN, DEVICE, argument("--rerank", action="store_true", help="k-reciprocal re-ranking")),
     index: (MODEL, CROPS, argument("out", help="gallery file, or postgresql://user@host/database#name; if it exists, "
@@ -957,6 +1051,7 @@ COMMANDS: dict[Callable, tuple] = {
     browse: (argument("gallery", help="gallery file, or postgresql://user@host/database#name"),
              argument("--port", type=int, default=0, help="of this machine; 0: a free one"),
              argument("--pairs", metavar="FILE", help="where answers are kept (default: beside the gallery)")),
+    identities: NAMING,
     export: (argument("model", help="model file, or a run's folder; for .parquet: a gallery"),
              argument("out", help="file to write: .onnx, .safetensors for a state dict under timm's names, or "
                                   ".parquet"),
@@ -975,10 +1070,12 @@ EXAMPLES = """examples, from crops to a search:
   upl-reid search model.safetensors mine/search --picture hits.png
   upl-reid index model.safetensors mine/search gallery.safetensors
   upl-reid search model.safetensors gallery.safetensors some/picture.jpg -k 20 --false-match-rate 0.001
+  upl-reid identities model.safetensors mine/search who.csv    one identity over all cameras
   upl-reid forget gallery.safetensors a/picture.jpg    no trace of it stays in the gallery
   upl-reid evaluate model.safetensors mine/truth.csv   only with known identities
 """
 
+# %% ../nbs/cli.ipynb #60fbb654
 def make_parser() -> argparse.ArgumentParser:
     "All commands with their arguments."
     look: dict = dict(epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)

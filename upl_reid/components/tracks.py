@@ -125,6 +125,12 @@ class TrackLinks:
         "Features with each row replaced by the mean of its track."
         return track_means(features, self.tracks)
 
+    def among(self,
+        rows: np.ndarray, # (n,) positions
+    ) -> "TrackLinks":
+        "The links among some of the images."
+        return TrackLinks(self.tracks[rows], self.apart)
+
     def link(self,
         labels, # (N,) cluster of each image, -1: noise
         features, # (N, d)

@@ -1,0 +1,273 @@
+"""Identities against loops over pairs: groups, known names, open set, stable names, tables in any script."""
+import csv
+import os
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from upl_reid.components.tracks import find_links
+from upl_reid.core import ConfigError, DataError
+from upl_reid.deployment import identities as I
+from upl_reid.deployment.identities import Identities, UNKNOWN
+from upl_reid.deployment.match_calibration import Calibration
+
+TOLD = Calibration(12., -6., (.3, .5, .7))
+
+
+def crowd(people=6, cameras=3, each=4, noise=.1, seed=0, d=16):
+    "Unit vectors of people in cameras, easy to tell apart, and who and where they are."
+    rng = np.random.default_rng(seed)
+    centres = np.linalg.qr(rng.normal(size=(d, d)))[0][:people]
+    pids, camids = np.repeat(np.arange(people), cameras*each), np.tile(np.repeat(np.arange(cameras), each), people)
+    x = centres[pids] + noise*rng.normal(size=(len(pids), d))
+    return (x/np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32), pids, camids
+
+
+def same_partition(names, pids):
+    return len(set(zip(names, pids))) == len(set(names)) == len(set(pids))
+
+
+# ---------------------------------------------------------------- groups and means in loops
+
+@pytest.mark.parametrize("seed", range(5))
+def test_member_cosines_and_known_means_against_loops(seed):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(40, 6))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    labels = rng.integers(-1, 7, 40)
+    for i, got in enumerate(I.member_cosines(x, labels)):
+        others = [x[i] @ x[j] for j in range(40) if j != i and labels[j] == labels[i] >= 0]
+        assert got == pytest.approx(np.mean(others) if others else -1, abs=1e-9)
+    names = [f"person {n}" for n in rng.integers(1, 12, 40)]
+    kept, means = I.identity_means(x, names)
+    assert kept == sorted(set(names), key=lambda n: int(n.split()[1]))              # 2 before 10
+    queries = rng.normal(size=(9, 6))
+    position, cosine = I.best_known(queries, means, .2)
+    for q, p, c in zip(queries, position, cosine):
+        scores = [np.mean([q @ x[j] for j in range(40) if names[j] == name]) for name in kept]
+        assert c == pytest.approx(max(scores)) and p == (int(np.argmax(scores)) if max(scores) >= .2 else -1)
+
+
+def test_without_known_identities_nothing_is_known():
+    position, cosine = I.best_known(np.eye(3), np.zeros((0, 3)), -1.)
+    assert position.tolist() == [-1]*3 and I.member_cosines(np.eye(3), np.full(3, -1)).tolist() == [-1]*3
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_baselines_against_loops(seed):
+    rng = np.random.default_rng(seed)
+    x, cams = rng.normal(size=(30, 4)), rng.integers(0, 3, 30)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    names = [str(n) for n in rng.integers(0, 5, 20)]
+    for threshold in (-2., .8):
+        for i, got in enumerate(I.nearest_crops(x[20:], x[:20], names, threshold)):
+            best = max(range(20), key=lambda j: x[20 + i] @ x[j])
+            assert got == (names[best] if x[20 + i] @ x[best] >= threshold else UNKNOWN)
+    for threshold in (.7, None):
+        group = list(range(30))
+        def join(a, b):
+            old, new = group[b], group[a]
+            for k in range(30): group[k] = new if group[k] == old else group[k]
+        for i in range(30):
+            other = [j for j in range(30) if cams[j] != cams[i]]
+            near = [max(other, key=lambda j: x[i] @ x[j])] if threshold is None else \
+                [j for j in range(30) if j != i and x[i] @ x[j] >= threshold]
+            for j in near: join(i, j)
+        assert same_partition(I.linked_crops(x, cams, threshold, block=7).tolist(), group)
+
+
+# ---------------------------------------------------------------- thresholds
+
+def test_the_rate_is_shared_among_the_known():
+    assert I.rate_threshold(TOLD, .01) == I.Threshold(.5)
+    assert I.rate_threshold(TOLD, .1, 10).cosine == pytest.approx(.5)
+    strict = I.rate_threshold(TOLD, .01, 40)
+    assert strict.cosine == .7 and "40 known identities at the rate 0.01 need a threshold for 0.0003" in strict.note
+    assert "up to 4 % of strangers' crops" in strict.note
+
+
+def test_wrong_rates_and_no_calibration_are_refused():
+    with pytest.raises(ConfigError, match="the model has no calibration"): I.rate_threshold(None, .01)
+    with pytest.raises(ConfigError, match="false-match rate 0.5 was not measured"): I.rate_threshold(TOLD, .5)
+    with pytest.raises(ConfigError, match="no calibration"): I.identify(np.eye(3), np.zeros(3, int), None)
+
+
+def test_strangers_get_known_names_as_rarely_as_stated():
+    "Thresholds are quantiles of the very comparisons that are made: the bound holds for crops, not for pairs."
+    rng = np.random.default_rng(0)
+    def unit(n): return (v := rng.normal(size=(n, 24)))/np.linalg.norm(v, axis=1, keepdims=True)
+    known, strangers, means = unit(20), unit(4000), None
+    kept, means = I.identity_means(known, [str(i) for i in range(20)])
+    pairs = (unit(20_000) @ means.T).ravel()
+    told = Calibration(10., 0., tuple(np.quantile(pairs, [.9, .99, .999, .9999])))
+    for rate in (.1, .01):
+        position, _ = I.best_known(strangers, means, I.rate_threshold(told, rate, 20).cosine)
+        assert (position >= 0).mean() <= 1.3*rate
+        loose, _ = I.best_known(strangers, means, told.threshold(rate))
+        assert (loose >= 0).mean() > 4*rate                              # what the rate of a single pair would let pass
+
+
+# ---------------------------------------------------------------- who is who
+
+def test_people_are_found_across_cameras_and_strangers_are_unknown():
+    x, pids, camids = crowd()
+    x = np.concatenate([x, np.linalg.qr(np.random.default_rng(0).normal(size=(16, 16)))[0][10:12].astype(np.float32)])
+    camids = np.r_[camids, 0, 1]
+    found = I.identify(x, camids, TOLD)
+    assert found.names[-2:] == [UNKNOWN]*2 and np.isnan(found.confidence[-2:]).all() and not found.notes
+    assert same_partition(found.names[:-2], pids.tolist()) and (found.confidence[:-2] > .9).all()
+    assert list(dict.fromkeys(found.names[:-2])) == [f"person {i}" for i in range(1, 7)]   # by first appearance
+    assert I.identify(x, camids, TOLD).names == found.names
+
+
+def test_known_names_are_kept_and_taken_by_new_crops():
+    x, pids, camids = crowd()
+    given = [""]*len(x)
+    given[0] = given[1] = "佐藤, 花子"                                    # person 0
+    given[12] = "person 4"                                               # person 1
+    given[13] = "person 9"                                               # the model disagrees: kept all the same
+    found = I.identify(x, camids, TOLD, .1, given=given)
+    assert [n for n, g in zip(found.names, given) if g] == [g for g in given if g]
+    assert found.confidence[[0, 1, 12, 13]].tolist() == [1]*4
+    assert set(found.names[:12]) == {"佐藤, 花子"}
+    assert set(found.names[24:]) == {f"person {i}" for i in range(10, 14)}                 # after the largest number
+    others = (x[24:26], ["Ann", "Ann"])                                  # crops that are not among those to name
+    again = I.identify(x, camids, TOLD, .1, others=others, taken=["person 20"])
+    assert set(again.names[24:36]) == {"Ann"} and set(again.names[:12]) == {"person 21"}
+
+
+def test_a_whole_track_has_one_answer_and_is_an_identity():
+    x, pids, camids = crowd(noise=.35, seed=1)
+    tracks = pids*3 + camids
+    links = find_links(tracks, camids)
+    found = I.identify(x, camids, TOLD, links=links)
+    for track in np.unique(tracks): assert len({n for n, t in zip(found.names, tracks) if t == track}) == 1
+    assert UNKNOWN not in found.names
+    lone = np.concatenate([x, np.linalg.qr(np.random.default_rng(1).normal(size=(16, 16)))[0][[10, 10]]])
+    links = find_links(np.r_[tracks, 99, 99], np.r_[camids, 0, 0])
+    names = I.identify(lone, np.r_[camids, 0, 0], TOLD, links=links).names
+    assert names[-1] == names[-2] != UNKNOWN and names.count(names[-1]) == 2
+    alone = find_links(np.r_[np.full(len(x), -1), 99, 100], np.r_[camids, 0, 0])
+    assert I.identify(lone[:-1], np.r_[camids, 0], TOLD, links=find_links(alone.tracks[:-1], np.r_[camids, 0])).names[-1] \
+        == UNKNOWN                                                       # a track of one crop proves nothing
+
+
+def test_tracks_at_the_same_time_are_two_people():
+    x = np.tile(np.eye(4, dtype=np.float32)[0], (8, 1)) + 1e-3*np.random.default_rng(0).normal(size=(8, 4))
+    x = x/np.linalg.norm(x, axis=1, keepdims=True)
+    tracks, camids = np.repeat([0, 1], 4), np.zeros(8, int)
+    together = I.identify(x, camids, TOLD, links=find_links(tracks, camids, [0, 1, 2, 3, 9, 10, 11, 12]))
+    apart = I.identify(x, camids, TOLD, links=find_links(tracks, camids, [0, 1, 2, 3, 1, 2, 3, 4]))
+    assert len({*together.names}) == 1 and len({*apart.names}) == 2 and UNKNOWN not in apart.names
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_very_few_crops(n):
+    found = I.identify(np.eye(8)[:n], np.arange(n), TOLD)
+    assert found.names == [UNKNOWN]*n
+    assert I.identify(np.eye(8)[:n], np.arange(n), TOLD, given=["Ann"]*n).names == ["Ann"]*n
+
+
+def test_copies_of_one_picture_are_one_person():
+    x = np.tile(np.eye(8)[0], (6, 1))
+    assert I.identify(x, np.zeros(6, int), TOLD).names == ["person 1"]*6
+
+
+# ---------------------------------------------------------------- quality in loops
+
+@pytest.mark.parametrize("seed", range(6))
+def test_pair_quality_against_loops(seed):
+    rng = np.random.default_rng(seed)
+    pids, camids = rng.integers(0, 6, 50), rng.integers(0, 3, 50)
+    names = [UNKNOWN if rng.random() < .2 else f"p{rng.integers(0, 8)}" for _ in range(50)]
+    claimed = true = both = 0
+    for i in range(50):
+        for j in range(i):
+            if camids[i] == camids[j]: continue
+            one, said = pids[i] == pids[j], names[i] == names[j] != UNKNOWN
+            claimed, true, both = claimed + said, true + one, both + (said and one)
+    got = I.pair_quality(names, pids, camids)
+    assert (got["precision"], got["recall"]) == (both/claimed, both/true)
+    assert got["unknown"] == pytest.approx(names.count(UNKNOWN)/50)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_open_set_quality_against_loops(seed):
+    rng = np.random.default_rng(seed)
+    known = ["Ann", "Ben", "person 1"]
+    names = [str(rng.choice([*known, "person 2", UNKNOWN])) for _ in range(60)]
+    truth = [str(rng.choice([*known, "stranger", "person 2"])) for _ in range(60)]
+    strangers = [n for n, t in zip(names, truth) if t not in known]
+    friends = [(n, t) for n, t in zip(names, truth) if t in known]
+    claimed = [(n, t) for n, t in zip(names, truth) if n in known]
+    assert I.open_set_quality(names, truth, known) == pytest.approx(dict(
+        strangers_recognised=np.mean([n not in known for n in strangers]),
+        known_found=np.mean([n == t for n, t in friends]), known_precision=np.mean([n == t for n, t in claimed])))
+
+
+def test_quality_of_nothing_is_no_number():
+    assert all(np.isnan(v) for v in I.pair_quality([], [], []).values())
+    got = I.pair_quality([UNKNOWN]*3, [1, 1, 2], [0, 1, 1])
+    assert np.isnan(got["precision"]) and got["recall"] == 0 and got["unknown"] == 1
+    assert all(np.isnan(v) for v in I.open_set_quality([], [], ["Ann"]).values())
+
+
+# ---------------------------------------------------------------- tables
+
+NAMES = ["a, b.jpg", 'say "x".jpg', "庭の人.jpg", "new\nline.jpg", " spaces .jpg", "=1+2.jpg"]
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_hostile_names_come_back(tmp_path, suffix):
+    if suffix == ".parquet": pytest.importorskip("pyarrow")
+    who = ["Ann, jr.", "花子", UNKNOWN, "person 1", 'the "boss"', "=cmd()"]
+    paths = [str(tmp_path/"sub"/name) for name in NAMES[:-1]] + ["/elsewhere/=1+2.jpg"]
+    told = np.array([1, .5, np.nan, .25, .75, 0])
+    out = I.write_identities(tmp_path/f"who{suffix}", paths, ["庭", "a,b", "", "c", "d", "e"],
+                             Identities(who, told, []), tracks=["1", "", "", "t,2", "", ""])
+    want = {os.path.abspath(p): (n, c) for p, n, c in zip(paths, who, told) if n != UNKNOWN}
+    assert I.read_known(out) == want
+    if suffix == ".csv":
+        with open(out, encoding="utf-8", newline="") as f: rows = list(csv.reader(f))
+        assert rows[0] == ["path", "camera", "track", "identity", "confidence"] and rows[3][3:] == [UNKNOWN, ""]
+        assert rows[1][0] == "sub/a, b.jpg" and rows[6][0] == "/elsewhere/=1+2.jpg"
+
+
+def test_names_that_are_no_text(tmp_path):
+    name, found = str(tmp_path/"a\udcff.jpg"), Identities(["Ann"], np.array([1.]), [])
+    assert I.read_known(I.write_identities(tmp_path/"who.csv", [name], ["x"], found)) == {name: ("Ann", 1.)}
+    pytest.importorskip("pyarrow")
+    with pytest.raises(DataError, match="not UTF-8"): I.write_identities(tmp_path/"w.parquet", [name], ["x"], found)
+    assert not (tmp_path/"w.parquet").exists()
+
+
+@pytest.mark.parametrize("text, message", [
+    ("", "has no column path and no column identity (it has none)"), ("path,who\na,b\n", "has no column identity"),
+    ("path,identity\na,unknown\nb,\n", "names no identity"), ('path,identity\na,"b\n', "cannot be read as CSV"),
+    ("path,identity\na.jpg,Ann\na.jpg,花子\n", "gives a.jpg two identities, 'Ann' and '花子'")])
+def test_wrong_known_tables_are_one_sentence(tmp_path, text, message):
+    (tmp_path/"k.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=re.escape(message)) as e: I.read_known(tmp_path/"k.csv")
+    assert str(tmp_path/"k.csv") in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_known_table_that_is_not_there(tmp_path):
+    with pytest.raises(DataError, match="cannot be read as CSV"): I.read_known(tmp_path/"no.csv")
+    (tmp_path/"x.parquet").write_text("no parquet")
+    pytest.importorskip("pyarrow")
+    with pytest.raises(DataError, match="cannot be read as Parquet"): I.read_known(tmp_path/"x.parquet")
+
+
+def test_confidence_of_a_known_table_is_kept_if_it_is_a_share(tmp_path):
+    (tmp_path/"k.csv").write_text("path,identity,confidence\na,Ann,.5\nb,Ann,high\nc,Ann,7\nd,Ann,\n")
+    assert [c for _, c in I.read_known(tmp_path/"k.csv").values()] == [.5, 1, 1, 1]
+
+
+def test_groups_are_those_of_the_clustering_of_adaptation():
+    from upl_reid.components.label_choice import choose_clustering
+    from upl_reid.methods.baseline import global_ways, possible_scales
+    x, _, camids = crowd(noise=.3)
+    ways = global_ways(possible_scales(), center=True, eps=.5)
+    best = choose_clustering(ways, torch.tensor(x), torch.tensor(camids))[0]
+    assert I.group_crops(x, camids).tolist() == ways[best](torch.tensor(x), torch.tensor(camids)).tolist()

@@ -1,0 +1,147 @@
+"""`upl-reid identities` from a drawn folder to a table, by the command itself: a random network, six people who differ
+in colour, names with commas and in Japanese, tracks in file names."""
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from upl_reid.cli import main
+from upl_reid.components.encoder import build_encoder
+from upl_reid.data.own_crops import list_images
+from upl_reid.deployment.embedder import Embedder
+from upl_reid.deployment.match_calibration import Calibration, RATES
+
+PATTERN = r"^(?P<cam>[^/]+)/p(?P<pid>\d)t(?P<track>\d)f(?P<time>\d)"
+CAMERAS = ["door, left", "庭"]
+
+
+def draw(folder, people, cameras=CAMERAS, each=4):
+    for p in people:
+        for c, camera in enumerate(cameras):
+            (folder/camera).mkdir(parents=True, exist_ok=True)
+            for k in range(each):
+                rng = np.random.default_rng(100*p + 10*c + k)
+                colour = np.random.default_rng(p + 7).integers(0, 255, (6, 1, 3)).repeat(8, 0)
+                pixels = np.clip(np.broadcast_to(colour, (48, 24, 3)) + rng.normal(0, 8, (48, 24, 3)), 0, 255)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder/camera/f"p{p}t{p}f{k}.png")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    "Crops of six people in two cameras, a model that was not trained, and one without a calibration."
+    folder = tmp_path_factory.mktemp("home")
+    draw(folder/"crops", range(6))
+    facts = dict(format=1, backbone="micro", size=[48, 24], dim=32, method="pretrain", origin={}, calibration=None)
+    embedder = Embedder(build_encoder("micro", (48, 24), 32), facts)
+    embedder.save(folder/"plain.safetensors")
+    images = list_images(folder/"crops", PATTERN)
+    x, pids = embedder.embed(list(images.path)), images.pid.to_numpy()
+    apart = (x @ x.T)[pids[:, None] != pids]
+    thresholds = np.quantile(apart, [1 - r for r in RATES[:3]]) + [0, 1e-4, 2e-4]
+    embedder.calibrated(Calibration(10., -9., thresholds)).save(folder/"model.safetensors")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def store(monkeypatch, tmp_path): monkeypatch.setenv("UPL_REID_RUNS", str(tmp_path/"runs"))
+
+
+def said(capsys, *arguments):
+    "Exit code, what went to standard output, and standard error, which has no traceback."
+    code = main(["identities", *map(str, arguments), "--device", "cpu"])
+    out = capsys.readouterr()
+    assert "Traceback" not in out.err
+    return code, out.out.strip(), out.err.strip()
+
+
+def rows_of(table):
+    with open(table, encoding="utf-8", newline="") as f: return list(csv.DictReader(f))
+
+
+def test_a_folder_with_tracks_becomes_a_table_of_people(home, capsys, tmp_path):
+    out = tmp_path/"who.csv"
+    code, text, _ = said(capsys, home/"model.safetensors", home/"crops", out, "--pattern", PATTERN)
+    rows = rows_of(out)
+    assert code == 0 and text.startswith("48 crops: ") and str(out) in text
+    assert list(rows[0]) == ["path", "camera", "track", "identity", "confidence"]
+    assert [r["path"] for r in rows] == sorted(r["path"] for r in rows) and {r["camera"] for r in rows} == set(CAMERAS)
+    for camera in CAMERAS:                                               # a track has one answer, and tracks differ
+        names = [{r["identity"] for r in rows if r["camera"] == camera and r["track"] == str(p)} for p in range(6)]
+        assert all(len(n) == 1 for n in names) and {"unknown"} not in names
+        assert len(set.union(*names)) == 6                               # seen at the same time: six people
+    assert all(0 <= float(r["confidence"]) <= 1 for r in rows)
+    said(capsys, home/"model.safetensors", home/"crops", tmp_path/"again.csv", "--pattern", PATTERN)
+    assert (tmp_path/"again.csv").read_bytes() == out.read_bytes()       # stable names
+    code, text, _ = said(capsys, home/"model.safetensors", home/"crops", out, "--pattern", PATTERN, "--json")
+    facts = json.loads(text)                                             # its own table may be replaced
+    assert facts["crops"] == 48 and facts["unknown"] == 0 and facts["left_out"] == []
+
+
+def test_known_names_are_kept_and_new_ones_added(home, capsys, tmp_path):
+    draw(tmp_path/"crops", range(3))
+    table = "path,identity\n" + "".join(f'"{tmp_path}/crops/{camera}/p{p}t{p}f0.png","{who}"\n' for p, who in
+                                        ((0, "佐藤, 花子"), (1, "person 7")) for camera in CAMERAS)
+    (tmp_path/"known.csv").write_text(table, encoding="utf-8")
+    given = (home/"model.safetensors", tmp_path/"crops", tmp_path/"who.csv", "--rate", .1)
+    code, text, _ = said(capsys, *given, "--known", tmp_path/"known.csv")
+    who = {tuple(r["path"].split("/")[1:]): r["identity"] for r in rows_of(tmp_path/"who.csv")}
+    assert who[CAMERAS[0], "p0t0f0.png"] == "佐藤, 花子" and who[CAMERAS[1], "p1t1f0.png"] == "person 7"
+    assert not {"person 1", "person 7"} & {n for (_, name), n in who.items() if name.startswith("p2")}
+    draw(tmp_path/"crops", [5])
+    said(capsys, *given, "--known", tmp_path/"who.csv")                 # the table that it replaces
+    later = {tuple(r["path"].split("/")[1:]): r["identity"] for r in rows_of(tmp_path/"who.csv")}
+    assert len(later) == 32 and all(later[k] == n for k, n in who.items() if n != "unknown")
+
+
+def test_a_gallery_and_parquet(home, capsys, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    gallery = tmp_path/"g.safetensors"
+    assert main(["index", str(home/"model.safetensors"), str(home/"crops"), str(gallery), "--device", "cpu"]) == 0
+    capsys.readouterr()
+    said(capsys, home/"model.safetensors", gallery, tmp_path/"a.parquet")
+    said(capsys, home/"model.safetensors", home/"crops", tmp_path/"b.csv")
+    table = parquet.read_table(tmp_path/"a.parquet").to_pylist()
+    assert [r["identity"] for r in table] == [r["identity"] for r in rows_of(tmp_path/"b.csv")]
+    assert list(table[0]) == ["path", "camera", "identity", "confidence"]
+    code, text, _ = said(capsys, home/"model.safetensors", gallery, tmp_path/"a.parquet", "--known",
+                         tmp_path/"a.parquet")
+    assert "crops have names of" in text
+
+
+def test_crops_that_cannot_be_read_are_told(home, capsys, tmp_path):
+    draw(tmp_path/"crops", range(2))
+    (tmp_path/"crops"/CAMERAS[0]/"broken.png").write_bytes(b"no picture")
+    (tmp_path/"known.csv").write_text(f"path,identity\n{tmp_path}/gone.png,Ann\n{home}/crops/庭/p5t5f0.png,Ben\n")
+    code, text, _ = said(capsys, home/"model.safetensors", tmp_path/"crops", tmp_path/"w.csv", "--known",
+                         tmp_path/"known.csv")
+    assert code == 3 and "left out: " in text and "1 of 2 known crops cannot be read" in text
+    assert len(rows_of(tmp_path/"w.csv")) == 16
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(model="plain.safetensors"), "the model has no calibration"),
+    (dict(rate=.9), "false-match rate 0.9 was not measured; choose one between"),
+    (dict(root="empty"), "holds no image"), (dict(root="nothing"), "there is no gallery"),
+    (dict(out="who.txt"), "should end with .csv or .parquet"), (dict(known="cols.csv"), "has no column identity"),
+    (dict(known="gone.csv"), "cannot be read as CSV"), (dict(out="mine.csv"), "was not written by this command")])
+def test_what_is_wrong_is_one_sentence_and_nothing_is_written(home, capsys, tmp_path, change, message):
+    (tmp_path/"empty").mkdir()
+    (tmp_path/"cols.csv").write_text("path,name\na,b\n")
+    (tmp_path/"mine.csv").write_text("my,own\ntable,1\n")
+    root = tmp_path/change["root"] if "root" in change else home/"crops"
+    given = [home/change.get("model", "model.safetensors"), root, tmp_path/change.get("out", "who.csv")]
+    given += ["--rate", change.get("rate", .01)]
+    if "known" in change: given += ["--known", tmp_path/change["known"]]
+    before = sorted(p.name for p in tmp_path.iterdir())
+    code, text, err = said(capsys, *given)
+    assert code == 1 and not text and err.startswith("upl-reid identities: ") and message in err and "\n" not in err
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "runs") == [n for n in before if n != "runs"]
+    assert (tmp_path/"mine.csv").read_text() == "my,own\ntable,1\n"
+
+
+def test_adapting_with_tracks_needs_tracks(home, capsys, tmp_path):
+    code = main(["adapt", str(home/"crops"), str(tmp_path/"m.safetensors"), "--preset", "tiny", "--tracks"])
+    err = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == 1 and "--tracks is given, and no crop of" in err and "column track" in err
