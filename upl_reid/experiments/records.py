@@ -106,7 +106,7 @@ def local_folder(
     return reports/"local"/re.sub(r"[^\w.]+", "-", "-".join(filter(None, map(str, parts))))[:120].strip("-")
 
 def report_folder(
-    name: str, # of the report, such as "table4"
+    name: str, # of the report, such as "table4" or "p2lr/table1"
     reports: Path, # reports/
     made: ReportSetting | None, # of the new report; None: not stated
     archived: bool = False, # whether the report is made from records; such a report replaces none
@@ -192,8 +192,9 @@ def build_archive(
 def shown_runs(
     reports: Path, # folder of reports
 ) -> set: # of identifiers
-    "The runs that the reports of a folder show."
-    stored = [json.loads(path.read_text(encoding="utf-8")) for path in reports.glob("*.json")]
+    "The runs that the reports of a folder show, those of the other papers in their own folders included."
+    paths = [*reports.glob("*.json"), *reports.glob("*/*.json")]          # those in local/ lie one folder deeper
+    stored = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     return {name for setting in stored for name in setting.get("runs", [])}
 
 def keep_records(

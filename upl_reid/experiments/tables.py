@@ -139,7 +139,7 @@ class TableRuns(TableOrigin):
 class Table(TableRuns):
     "What the notebook of a table works with, made by `open_table`."
     def write(self,
-        name: str, # of the files, such as "table4"
+        name: str, # of the files, such as "table4", or "p2lr/table1" below a folder of another paper
         title: str, # of the report
         parts: list, # paragraphs and tables, markdown
         numbers: pd.DataFrame, # the numbers behind the tables
@@ -149,7 +149,7 @@ class Table(TableRuns):
     ) -> str: # provenance, markdown
         "Write the report (title, figure, parts, provenance) to the place that `report_folder` gives."
         origin = provenance_table(runs, time.perf_counter() - self.started, self.preset)
-        picture = [f"![{caption}]({name}.png)"] if figure is not None else []
+        picture = [f"![{caption}]({Path(name).name}.png)"] if figure is not None else []
         text = "\n\n".join([f"# {title}", *picture, *parts, "## Provenance", origin])
         write_report(name, self.reports, text, numbers, figure, made=self.made, runs=runs)
         return origin
@@ -658,7 +658,7 @@ def provenance_table(
 
 # %% ../../nbs/experiments/30_tables.ipynb #c848d788
 def write_report(
-    name: str, # of the files, such as "table4"
+    name: str, # of the files, such as "table4" or "p2lr/table1"
     reports: Path, # reports/
     text: str, # markdown
     frame: pd.DataFrame, # the numbers
