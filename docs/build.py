@@ -20,6 +20,7 @@ BLOB = f"{SETTINGS['DEFAULT']['git_url']}/blob/{SETTINGS['DEFAULT']['branch']}"
 
 # folders in reading order, then pages of docs/ in theirs; others follow
 FOLDERS = ("data", "components", "evaluation", "training", "methods", "experiments", "deployment")
+PAPERS = ("p2lr", "inclr", "cgc", "mspl") # folders of the tables of other papers, in nbs/ and in reports/
 GUIDES = ("reading_paths", "questions", "run", "own_cameras", "python", "real_data", "results", "paper_map")
 ROOT_PAGES = {"README.md": "index.md", "nbs/index.ipynb": "index.md",
               "CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGELOG.md": "CHANGELOG.md",
@@ -38,8 +39,9 @@ NOTEBOOKS = {path.relative_to(ROOT).as_posix(): cells.read(path) for path in sor
              if visible(path, ROOT/"nbs") and path.name != "index.ipynb"}
 MODULES = {path.relative_to(ROOT).as_posix(): path for path in sorted((ROOT/"upl_reid").rglob("*.py"))
            if not path.name.startswith("_")}
-REPORTS = sorted((path.relative_to(ROOT).as_posix() for path in (ROOT/"reports").glob("*.md")),
-                 key=lambda name: ([*(key in name for key in ("/table", "/fig", "/claims")), True].index(True), name))
+REPORTS = sorted((path.relative_to(ROOT).as_posix() for folder in ("", *PAPERS) for path in
+                  (ROOT/"reports"/folder).glob("*.md")), key=lambda name: (name.count("/"), [
+                      *(key in name for key in ("/table", "/fig", "/claims")), True].index(True), name))
 PAGES = [path.relative_to(ROOT).as_posix() for path in sorted(DOCS.glob("*.md"))]
 
 def dotted(path): return path.removesuffix(".py").replace("/", ".")
@@ -51,7 +53,7 @@ def page_of(path):
     if path in NOTEBOOKS or path in REPORTS or path in PAGES: return path
     if path in MODULES: return path.removesuffix(".py") + ".md"
     if re.fullmatch(r"nbs/\w+", path) and any(name.startswith(f"{path}/") for name in NOTEBOOKS): return f"{path}.md"
-    return path if re.fullmatch(r"(reports|nbs|docs)/[\w.]+\.(csv|png|svg|json)", path) else None
+    return path if re.fullmatch(r"(reports|nbs|docs)/(\w+/)?[\w.]+\.(csv|png|svg|json)", path) else None
 
 def relinked(markdown, here): return cells.relink(markdown, here, ROOT, page_of, BLOB)
 
@@ -63,12 +65,17 @@ def exported_to(notebook):
 
 EXPORTS = {module: name for name, notebook in NOTEBOOKS.items() if (module := exported_to(notebook))}
 
+def makes(notebook, report):
+    "Whether a notebook writes a report; those of another paper have the paper's folder in both names."
+    name = re.sub(r"^reports/(?:fig\d+$)?", "", report.removesuffix(".md")) or "figures"
+    return notebook in (f"nbs/{name}.ipynb", f"nbs/studies/{name}.ipynb")
+
 def notebook_page(name):
     "A notebook as the site shows it, with links to its module's reference and to its source."
     notebook, folder = NOTEBOOKS[name], posixpath.dirname(name)
     module, links = exported_to(notebook), []
     if module in MODULES: links.append(f"API: [{dotted(module)}]({posixpath.relpath(module, folder)})")
-    reports = [report for report in REPORTS if re.sub(r"^fig\d+$", "figures", Path(report).stem) == Path(name).stem]
+    reports = [report for report in REPORTS if makes(name, report)]
     links += [f"Report: [{report}]({posixpath.relpath(report, folder)})" for report in reports]
     below = " · ".join([*links, f"[Notebook file]({BLOB}/{name})"])
     return json.dumps(cells.shown(notebook, name, ROOT, page_of, BLOB, below), ensure_ascii=False)
@@ -88,11 +95,12 @@ def align_numbers(text):
 def report_page(name):
     "A report with links to its numbers and notebook, and its provenance folded away."
     text = (ROOT/name).read_text(encoding="utf-8")
-    stem = Path(name).stem
-    made_by = [n for n in NOTEBOOKS if Path(n).stem == re.sub(r"^fig\d+$", "figures", stem)]
+    stem, folder = Path(name).stem, posixpath.dirname(name)
+    made_by = [n for n in NOTEBOOKS if makes(n, name)]
     own = re.compile(rf"{stem}([._]\w+)*\.csv")
-    files = [path.name for path in sorted((ROOT/"reports").glob(f"{stem}*.csv")) if own.fullmatch(path.name)]
-    links = [f"Notebook: [{n}](../{n})" for n in made_by] + [f"Numbers: [{file}]({file})" for file in files]
+    files = [path.name for path in sorted((ROOT/folder).glob(f"{stem}*.csv")) if own.fullmatch(path.name)]
+    links = [f"Notebook: [{n}]({posixpath.relpath(n, folder)})" for n in made_by]
+    links += [f"Numbers: [{file}]({file})" for file in files]
     title, _, body = text.partition("\n")
     body, _, origin = body.partition("\n## Provenance\n")
     found = {key: re.search(rf"^\| {key} \| (.*?) \|$", origin, re.M) for key in ("preset", "seeds")}
@@ -148,8 +156,12 @@ SAID = {"tables": "The tables and figures of the paper, and its claims one by on
                   "`papermill nbs/NAME.ipynb reports/NAME.ipynb`; its parameters stand in its first code cell.",
         "studies": "Questions beyond the paper's tables: how hard the benchmark is, what departures from the paper "
                    "are worth, how fast the parts are, one's own cameras.",
+        **{folder: f"The tables of {folder.upper()}, each run again by one notebook, with the published rows beside "
+                   "ours and the differences between rows with their intervals." for folder in PAPERS},
         "methods": "Each method is one class in one notebook: UPL-ReID, the systems it is compared with, baselines, "
                    "and an example to start a new method from."}
+
+RESULTS = "nbs/tables.md", *(f"nbs/{folder}.md" for folder in PAPERS), "nbs/studies.md" # in reading order
 
 def tables():
     "The notebooks of the paper's tables, figures and claims, in this order."
@@ -162,9 +174,9 @@ def notebooks_page():
     last = [n for n in NOTEBOOKS if n in ("nbs/cli.ipynb", "nbs/references.ipynb")]
     inside = lambda page: [n for n in NOTEBOOKS if n.startswith(page.removesuffix(".md") + "/")]
     folders = {page: inside(page) for page in sections()} | {"nbs/tables.md": tables()}
-    modules = [page for page in folders if page not in ("nbs/studies.md", "nbs/tables.md")]
+    modules = [page for page in folders if page not in RESULTS]
     ordered = [*first, *(n for page in modules for n in folders[page]),
-               *folders["nbs/tables.md"], *folders.get("nbs/studies.md", []), *last]
+               *(n for page in RESULTS for n in folders.get(page, [])), *last]
     what = (f"{len(ordered)} notebooks in reading order. Each explains a step with its formula, exports it to the "
             "package and shows it with numbers; it uses only notebooks above it.")
     return f"# All notebooks\n\n{what}\n\n{notebook_table(ordered, 'docs')}\n"
@@ -200,13 +212,13 @@ def first_page():
     "README with the sidebar's four groups."
     text = re.sub(r"<!--.*?-->\s*", "", (ROOT/"README.md").read_text(encoding="utf-8"), flags=re.S)
     guides = in_order([Path(page).stem for page in PAGES], GUIDES)
-    folders = [page.removesuffix(".md") for page in sections() if page not in ("nbs/studies.md", "nbs/tables.md")]
+    folders = [page.removesuffix(".md") for page in sections() if page not in RESULTS]
     single = lambda document: [document] if f"{document}.ipynb" in NOTEBOOKS else []
     code = [*single("nbs/core"), *folders, *single("nbs/cli")]
     name = lambda document: (Path(document).stem, document)
     groups = {"Start here": [("", f"docs/{guide}") for guide in guides],
               "The method in notebooks": [name(document) for document in code],
-              "Results": [("tables", "nbs/tables"), ("studies", "nbs/studies"), ("reports", "reports")],
+              "Results": [*(name(page.removesuffix(".md")) for page in RESULTS), ("reports", "reports")],
               "Reference": [("API", "api"), ("All notebooks", "docs/notebooks"), ("References", "nbs/references"),
                             ("Contributing", "CONTRIBUTING"), ("Changelog", "CHANGELOG")]}
     trees = "\n".join(toctree(entries, caption) for caption, entries in groups.items())
@@ -231,7 +243,8 @@ def sources():
             **sections(), **api_pages()}
     made |= {name: notebook_page(name) for name in NOTEBOOKS} | {name: report_page(name) for name in REPORTS}
     made |= {name: relinked(read(name), name) for name in [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"]}
-    files = [path for folder in ("reports", "nbs", "docs") for path in (ROOT/folder).glob("*.*")
+    files = [path for folder in ("reports", *(f"reports/{paper}" for paper in PAPERS), "nbs", "docs")
+             for path in (ROOT/folder).glob("*.*")
              if path.suffix in (".csv", ".png", ".svg")]
     return made | {path.relative_to(ROOT).as_posix(): path for path in files}
 

@@ -437,7 +437,9 @@ def test_pictures_have_alternative_text():
     assert not bare, f"README.md or docs/: {bare} say nothing to a reader who cannot see them; add alternative text"
 
 def test_reports_name_no_folder_of_one_machine():
-    reports = [path for pattern in ("*.md", "*.csv", "*.json") for path in sorted((ROOT/"reports").glob(pattern))]
+    folders = [ROOT/"reports", *(ROOT/"reports"/paper for paper in ("p2lr", "inclr", "cgc", "mspl"))]
+    reports = [path for pattern in ("*.md", "*.csv", "*.json") for folder in folders
+               for path in sorted(folder.glob(pattern))]
     for path in [*reports, *ROOT.glob("*.md")]:
         found = MACHINE_PATH.search(path.read_text(encoding="utf-8"))
         assert not found, \

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-REPORTS = sorted(p for p in (ROOT/"reports").glob("*.md") if p.stem != "gpu")    # gpu.md: see test_gpu_check.py
-NAMES = [path.stem for path in REPORTS]
+REPORTS = sorted(p for folder in ("", "p2lr", "inclr", "cgc", "mspl") for p in (ROOT/"reports"/folder).glob("*.md")
+                 if p.stem != "gpu")                                              # gpu.md: see test_gpu_check.py
+NAMES = [path.relative_to(ROOT/"reports").with_suffix("").as_posix() for path in REPORTS]
 
 
 def text_of(name): return (ROOT/"reports"/f"{name}.md").read_text(encoding="utf-8")
@@ -137,7 +138,8 @@ def interval_faults(cell):
     return [] if low <= value <= high else [f"{cell}: the value lies outside its interval"]
 
 
-BY_CONFIGURATION = ["table2", "table4", "table5", "table6", "tuning", "method_comparison", "deviations_from_paper"]
+BY_CONFIGURATION = ["table2", "table4", "table5", "table6", "tuning", "method_comparison", "deviations_from_paper",
+                    *(name for name in NAMES if "/" in name)]                     # tables of the other papers
 
 
 @pytest.mark.parametrize("name", BY_CONFIGURATION)
@@ -339,8 +341,8 @@ def lost(text, folder):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_links_and_names_exist(name):
-    assert lost(text_of(name), ROOT/"reports") == []
-    assert f"]({name}.png)" in text_of(name), f"{name}.md does not show its own picture"
+    assert lost(text_of(name), (ROOT/"reports"/name).parent) == []
+    assert f"]({Path(name).name}.png)" in text_of(name), f"{name}.md does not show its own picture"
     for suffix in (".csv", ".png"):
         assert (ROOT/"reports"/f"{name}{suffix}").exists(), f"{name}.md without {name}{suffix}"
 

@@ -30,7 +30,8 @@ def lines_with(row, text):
     if row.startswith("Constant"): return text.splitlines()      # its threshold is a column of its own
     if row == "Baseline+Ours†, cameras": row = "Baseline+Ours"
     words = re.findall(r"[A-Za-z0-9]+", re.sub(r"\(.*?'\d\d\)|, cameras", "", row))
-    return [line for line in text.splitlines() if all(w.lower() in line.lower().replace("partl", "part1") for w in words)]
+    read = lambda line: line.lower().replace("partl", "part1")                       # as the scan has it
+    return [line for line in text.splitlines() if all(word.lower() in read(line) for word in words)]
 
 
 @pytest.mark.parametrize("name, number", EACH)

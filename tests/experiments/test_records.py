@@ -39,6 +39,17 @@ def test_a_report_is_replaced_by_the_same_experiment_or_more_seeds(tmp_path, new
     else: assert read_setting(tmp_path/"t.md") == new
 
 
+def test_a_report_in_a_folder_keeps_its_runs_in_the_same_archive(tmp_path):
+    runs = {name: finished(tmp_path, seed=seed) for seed, name in enumerate(("t", "p2lr/table1"))}
+    for name, run in runs.items():
+        path = write_report(name, tmp_path/"reports", "# new", FRAME, made=setting(seeds=[run.config.seed]), runs=[run])
+        assert path == tmp_path/"reports"/f"{name}.md" and path.with_suffix(".csv").exists()
+    assert set(read_archive(tmp_path/"reports"/RECORDS)) == {run.id for run in runs.values()}
+    small = write_report("p2lr/table1", tmp_path/"reports", "# small", FRAME, made=setting("tiny", [0]))
+    assert small == tmp_path/"reports"/"local"/"tiny-seeds-0"/"p2lr"/"table1.md"
+    assert set(read_archive(tmp_path/"reports"/RECORDS)) == {run.id for run in runs.values()}
+
+
 def test_the_line_says_where_and_what_stays(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("UPL_REID_ROOT", str(tmp_path))
     write_report("t", tmp_path/"reports", "# old", FRAME, made=setting())

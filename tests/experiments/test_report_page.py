@@ -373,6 +373,24 @@ Path("reports").mkdir(exist_ok=True)
 Path("reports/{name}.md").write_text(f"# {name}: made\\n\\npreset {{preset}}, seeds {{seeds}}\\n")"""
 
 
+def test_a_report_of_another_paper_has_its_own_folder(tmp_path):
+    project(tmp_path)
+    notebook(tmp_path/"nbs/p2lr/table2.ipynb")
+    own = tmp_path/"reports"/"p2lr"
+    own.mkdir()
+    Image.new("RGB", (9, 9)).save(own/"table2.png")
+    (own/"table2.md").write_text("# P2LR, Table 2: rows\n\n![bars](table2.png)\n\n## The rows\n\n"
+                                 "[other](table2.md) [here](../../nbs/p2lr/table2.ipynb)\n")
+    (own/"table2.csv").write_text("a\n1\n")
+    (tmp_path/"reports"/"local"/"tiny"/"p2lr").mkdir(parents=True)
+    (tmp_path/"reports"/"local"/"tiny"/"p2lr"/"table2.md").write_text("# of another setting\n")
+    page = Reader(report_page.reports_page(tmp_path/"reports"))
+    assert [attrs["id"] for attrs in page.all("section")] == ["table2", "fig3", "claims", "p2lr-table2", "zeta"]
+    links = {attrs.get("href") for attrs in page.all("a")}
+    assert links >= {"#p2lr-table2", "p2lr/table2.csv", "p2lr/table2.md", "../nbs/p2lr/table2.ipynb",
+                     "../_site/nbs/p2lr/table2.html"}
+
+
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
     "A project whose notebooks write their parameters into a report; table6 fails."
