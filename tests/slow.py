@@ -23,6 +23,7 @@ SLOW = {
         test_a_step_waits_for_nothing test_measuring_visits_every_row_and_part ready counted""",
     "experiments/test_report_page.py": "*",
     "experiments/test_starts.py": "*",
+    "experiments/test_paper_presets.py": "test_two_steps_of_the_real_network_on_pictures_of_the_real_size",
     "experiments/test_runs.py": """
         test_killed_and_continued_is_bit_identical test_two_processes_want_the_same_run test_threads_are_given_back
         test_other_data_of_the_same_name_is_another_run test_initial_weights_from_a_file

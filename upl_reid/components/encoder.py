@@ -7,8 +7,8 @@ __all__ = ['SHAPES', 'IBN_A', 'POOLINGS', 'DEIT', 'Shape', 'token_grid', 'conv_s
            'compute_dtype', 'low_precision', 'widen_norm_input', 'Encoder', 'FlipAverage', 'IBN', 'use_ibn',
            'split_norms', 'GeM', 'use_gem', 'rescale_input', 'patch_positions', 'load_deit', 'pretrained_state',
            'build_timm', 'build_body', 'fit_positions', 'random_encoder', 'load_weights', 'build_encoder',
-           'map_and_output', 'feature_map', 'whiten_projection', 'parameter_groups', 'cosine_restarts', 'make_ema',
-           'update_ema', 'forward_cost']
+           'map_and_output', 'feature_map', 'whiten_projection', 'parameter_groups', 'cosine_restarts', 'step_drops',
+           'make_ema', 'update_ema', 'forward_cost']
 
 # %% ../../nbs/components/05_encoder.ipynb #c9e10090
 import contextlib, copy, math, warnings
@@ -482,6 +482,20 @@ def cosine_restarts(
     span = max(periods, total - warmup)
     phase = (step - warmup)*periods % span/span         # in integers: a restart is exactly 0, not just below 1
     return floor + (1 - floor)*(1 + math.cos(math.pi*phase))/2
+
+# %% ../../nbs/components/05_encoder.ipynb #a478bcfb
+def step_drops(
+    step: int, # steps done so far
+    total: int, # steps in all
+    drops: tuple, # steps of a period after which the rate is a tenth of what it was before; (): constant
+    periods: int = 1, # the schedule, warm-up included, begins again in each
+    warmup: int = 0, # steps of linear warm-up in each period
+    warmup_to: float = 1., # factor that the warm-up ends with
+) -> float: # factor of the base learning rate
+    "A constant learning rate that is divided by ten at given steps, after a linear warm-up."
+    done = step*periods % total//periods                 # of the period
+    if done < warmup: return warmup_to*(done + 1)/warmup
+    return .1**sum(done >= drop for drop in drops)
 
 # %% ../../nbs/components/05_encoder.ipynb #7bc11d74
 def make_ema(

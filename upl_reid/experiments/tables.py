@@ -7,11 +7,11 @@ __all__ = ['INTERACTIVE', 'PARAMETERS', 'OPTIONAL', 'MEASURES', 'check_parameter
            'TableOrigin', 'TableRuns', 'Table', 'open_table', 'transfers_of', 'target_roots', 'table_of',
            'collect_runs', 'mean_and_std', 'measured_values', 'published_order', 'tabulate_runs', 'draw_seeds',
            'compare_map', 'in_words', 'differences_to_full', 'add_differences', 'method_rows', 'outside_rows',
-           'training_inputs', 'describe_rows', 'budget_in_words', 'Evaluation', 'plain_run', 'rank_again',
-           'evaluate_again', 'rows_of_direction', 'place_of_full', 'share_in_words', 'rank_in_words',
-           'standing_in_words', 'evidence_in_words', 'one_direction', 'both_counts', 'images_per_pair', 'explain_total',
-           'started_from', 'all_runs', 'time_in_words', 'session_rows', 'provenance_table', 'write_report',
-           'to_markdown']
+           'training_inputs', 'describe_rows', 'rate_in_words', 'set_in_words', 'budget_in_words', 'Evaluation',
+           'plain_run', 'rank_again', 'evaluate_again', 'rows_of_direction', 'place_of_full', 'share_in_words',
+           'rank_in_words', 'standing_in_words', 'evidence_in_words', 'one_direction', 'both_counts', 'images_per_pair',
+           'explain_total', 'started_from', 'all_runs', 'time_in_words', 'session_rows', 'provenance_table',
+           'write_report', 'to_markdown']
 
 # %% ../../nbs/experiments/30_tables.ipynb #cb27accf
 import itertools, tempfile, time
@@ -29,13 +29,14 @@ from ..core import ConfigError, in_test, pick_device, project_root, write_atomic
 from ..data.benchmarks import JUNK
 from ..data.splits import Domain, Split
 from ..evaluation.retrieval import bootstrap_interval
-from .config import is_outside, load_methods, NETWORK, PRESETS, RunConfig, load_plugins
+from upl_reid.experiments.config import (is_outside, load_methods, load_plugins, NETWORK, Preset, PRESETS,
+    RunConfig)
 from .records import (archived_runs, ArchivedRun, keep_records, local_folder, noted, place_in_words,
     RECORDS, related_runs, report_folder, ReportSetting, shown_path, write_setting)
 from .runs import (describe_environment, features_to_rank, open_domain, plain_scores,
     pretraining_configs, Run, run_paths, score_retrieval, store_root)
 from .workers import get_runs
-from ..training.method import Method
+from ..training.method import Budget, Method
 
 # %% ../../nbs/experiments/30_tables.ipynb #45dc5bd1
 INTERACTIVE = ("In", "Out", "get_ipython", "exit", "quit", "open") # names that IPython adds to a notebook
@@ -390,6 +391,27 @@ def describe_rows(
         table.append({"row": row, "method": settings, "what it is": first, "trained on": training_inputs(cls)})
     return pd.DataFrame(table)
 
+# %% ../../nbs/experiments/30_tables.ipynb #6323f39e
+def rate_in_words(
+    b: Budget, # of stage 2
+) -> str:
+    "The learning rate of a budget."
+    periods = f"{b.periods} period{'s'*(b.periods != 1)}"
+    if b.drops is None: return f"Adam at {b.lr:g} at most in {periods.replace(' ', ' cosine ')}"
+    drops = f"a tenth of it after epochs {', '.join(map(str, b.drops))}" if b.drops else "constant"
+    return f"Adam at {b.lr:g}, {drops}" + f", begun again in each of {periods}"*(b.periods > 1)
+
+def set_in_words(
+    p: Preset, # of `PRESETS`
+    targets: Iterable, # of the table
+) -> str: # " ", or a sentence
+    "Arguments of methods that a preset sets for the targets of a table."
+    found = {(method, target): p.arguments_of(method, target) for method in p.arguments
+             for target in sorted(targets)}
+    each = [f"{method} on {target} with {', '.join(f'{k}={v}' for k, v in args.items())}"
+            for (method, target), args in found.items() if args]
+    return f"The preset runs {'; '.join(each)}." if each else ""
+
 # %% ../../nbs/experiments/30_tables.ipynb #e91fe0aa
 def budget_in_words(
     preset: str, # of `PRESETS`
@@ -402,18 +424,18 @@ def budget_in_words(
         steps = f"{b.steps} steps" if b.steps else "as many steps as show each training image once"
         return f"{several(b.epochs, 'epoch')} of {steps} with {b.identities} x {b.images} images"
     longer = "".join(f" (on {name} {length(other)})" for name, other in p.longer.items() if name in targets)
-    return " ".join([
-        f"Every trained row has the same budget (preset {preset}).",
+    return " ".join(filter(None, [
+        f"Every trained row has the same budget (preset {preset}).", set_in_words(p, targets),
         f"It starts from the model of its seed: backbone {p.backbone}, {p.dim} dimensions,",
         f"images of {p.size[0]} x {p.size[1]} pixels,",
         f"pretrained on the source for {several(p.pretrain.epochs, 'epoch')}.",
         f"Then come {length(b)}{longer},",
         f"new labels every {several(b.cluster_every, 'epoch')},",
-        f"Adam at {b.lr:g} at most in {several(b.periods, 'cosine period')},",
+        f"{rate_in_words(b)},",
         f"and the same augmentation (flip, crop, colour, erasing in {100*b.erase:.0f} % of the images).",
         f"{100*p.held:.0f} % of the source's training people are kept out of every pretraining;",
         "only the rows that say so read them.",
-        "Equal steps are not equal time: Table 7 has the cost."])
+        "Equal steps are not equal time: Table 7 has the cost."]))
 
 # %% ../../nbs/experiments/30_tables.ipynb #910c3fa8
 class Evaluation(Run):

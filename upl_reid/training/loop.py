@@ -18,8 +18,7 @@ import torch
 from torch import nn, Tensor
 from tqdm.auto import tqdm
 
-from ..components.encoder import cosine_restarts, Encoder
-from ..components.tracks import find_links
+from ..components.encoder import cosine_restarts, Encoder, step_drops
 from ..core import DataError, RunError, seed_for, seeded_torch, to_numpy
 from ..data.image_bank import make_augmenter, ImageBank, plan_batches, normalise_images
 from ..data.splits import Split, Unlabelled
@@ -151,8 +150,7 @@ def make_labels(
     Raises `RunError`, `TypeError` or `DataError` where a check fails."""
     features = embed_bank(method.label_encoder(), bank)
     check_features(features, where)
-    given = features if method.links is None else method.links.means(features)
-    with full_batch(): labels = check_relabelled(method.relabel(given, camids, round), method, features)
+    with full_batch(): labels = check_relabelled(method.relabel(features, camids, round), method, features)
     check_agreement(labels.hard, "pseudo-labels")
     return features, labels
 
@@ -163,9 +161,11 @@ def set_rates(
     done: int, # steps before this one
     steps: int, # steps an epoch
 ) -> float: # learning rate of the step
-    "Learning rate of a step: warm-up, then cosine with restarts."
+    "Learning rate of a step: warm-up, then cosine with restarts, or a constant rate with drops."
     warmup = budget.warmup*steps if budget.epochs > budget.warmup else 0
-    factor = cosine_restarts(done, budget.epochs*steps, budget.periods, warmup)
+    total, drops = budget.epochs*steps, tuple(epoch*steps for epoch in budget.drops or ())
+    if budget.drops is None: factor = cosine_restarts(done, total, budget.periods, warmup)
+    else: factor = step_drops(done, total, drops, budget.periods, warmup, budget.warmup_to)
     for group in (g for o in optimisers for g in o.param_groups): group["lr"] = factor*group["base_lr"]
     return factor*budget.lr
 
@@ -367,16 +367,9 @@ def adapt(
     budget: Budget, # how long and how fast
     seed: int = 0, # names every random stream
     title: str = "adapt", # of the progress bar
-    tracks: bool = False, # use the target's tracks in its pseudo-labels
     **kwargs, # of `fit`: state, epoch, save, progress
 ) -> Method: # its `embedder()` is the adapted model
-    """Stage 2 of Algorithm 1: adaptation to the target.
-
-    Raises `DataError` for a target that carries identities, and without tracks if they are to be used."""
+    "Stage 2 of Algorithm 1: adaptation to the target. Raises `DataError` for a target that carries identities."
     if not isinstance(target, Unlabelled):
         raise DataError(f"adapt takes a target without identities, not {type(target).__name__}; pass split.withhold()")
-    if tracks and target.tracks is None:
-        raise DataError("tracks are to be used, and no image of the target has one; give a column track (or a pattern "
-                        "with a group track), or leave tracks out")
-    if tracks: method.links = find_links(target.tracks, target.camids, target.times)
     return fit(method, bank, target.camids, budget, seed, title, **kwargs)

@@ -101,6 +101,8 @@ class Budget:
     cluster_every: int = 2  # T_c, epochs between two clusterings
     clip: float = 5.        # largest gradient norm
     erase: float = 0.5      # share of images with an erased patch
+    drops: tuple | None = None # epochs of a period after which the rate is a tenth; (): constant; None: cosine periods
+    warmup_to: float = 1.   # factor of the rate that the warm-up ends with; below 1 only with `drops`
 
     def __post_init__(self): check_budget(self)
 
@@ -119,6 +121,8 @@ def check_budget(
         if getattr(budget, name) < 1: raise ConfigError(f"{name}={getattr(budget, name)} must be at least 1")
     if budget.images < 2 or budget.identities < 2:
         raise ConfigError(f"batches of {budget.identities} x {budget.images} hold no pairs; use at least 2 x 2")
+    if not 0 < budget.warmup_to <= 1 or budget.warmup_to < 1 and budget.drops is None:
+        raise ConfigError(f"warmup_to={budget.warmup_to}: above 0 and at most 1, and below 1 only with drops")
 
 # %% ../../nbs/training/00_method.ipynb #84dbd94c
 class MethodState(nn.Module):
