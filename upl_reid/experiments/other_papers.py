@@ -7,7 +7,8 @@ __all__ = ['DATA_SETS', 'LIKE', 'M2D', 'D2M', 'M2S', 'D2S', 'MARKET', 'MSMT', 'R
            'INCLR_TABLE1', 'MIXED_UP', 'INCLR_CORRECTED', 'INCLR_TABLE2', 'INCLR_TABLE3', 'CGC_TABLE1', 'CGC_TABLE2',
            'CGC_TABLE3', 'CMC', 'MSPL_TABLE1', 'MSPL_TABLE3', 'MSPL_TABLE4', 'MSPL_TABLE2', 'transfer_in_words',
            'parse_rows', 'published_transfers', 'direction_in_words', 'heading_of', 'without_gaps', 'paper_sheets',
-           'published_step', 'steps_in_words', 'draw_differences', 'on_network', 'residual_network', 'has_weights']
+           'published_step', 'steps_in_words', 'draw_differences', 'on_network', 'residual_network', 'rank_by_each',
+           'inference_runs', 'has_weights']
 
 # %% ../../nbs/experiments/45_other_papers.ipynb #3538005a
 from collections.abc import Iterable
@@ -17,9 +18,13 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from ..core import ConfigError
+from ..data.splits import Domain
 from .config import PRESETS
-from upl_reid.experiments.tables import (add_differences, compare_map, in_words, one_direction, Table,
+from .records import noted
+from .runs import plain_scores, Run, score_retrieval
+from upl_reid.experiments.tables import (add_differences, compare_map, Evaluation, in_words, one_direction, Table,
     tabulate_runs, to_markdown)
+from ..methods.inclr import inference_rows
 
 # %% ../../nbs/experiments/45_other_papers.ipynb #052e2775
 DATA_SETS = dict(market1501="Market-1501", dukemtmc="DukeMTMC-reID", msmt17="MSMT17") # name -> as the papers print it
@@ -344,6 +349,24 @@ def residual_network(
     backbone = table.network.get("backbone") or PRESETS[table.preset].backbone
     if backbone.startswith("resnet"): return backbone.removesuffix("_ibn_a")
     return "resnet50" if table.preset in ("gpu", "paper") else "resnet10t"
+
+# %% ../../nbs/experiments/45_other_papers.ipynb #8d3cad41
+def rank_by_each(
+    run: Run, # of INCLR
+    target: Domain, # its target, with identities
+) -> dict: # row of INCLR's Table II -> Evaluation
+    "One run's test images ranked by its global feature, by each part, and by all together."
+    work = lambda: {row: plain_scores(score_retrieval(features, target), target)
+                    for row, features in inference_rows(run.test_features()).items()}
+    return {row: Evaluation(run, row, scores) for row, scores in noted(run, "scores, inference rows", work).items()}
+
+def inference_runs(
+    runs: dict, # (row, source, target) -> list of Run, all of INCLR
+    table: Table, # whose domains they are on
+) -> dict: # (row of Table II, source, target) -> list of Evaluation
+    "The five rows of INCLR's Table II in every direction."
+    ranked = {(s, t): [rank_by_each(run, table.domain(t)) for run in group] for (_, s, t), group in runs.items()}
+    return {(row, *pair): [each[row] for each in group] for pair, group in ranked.items() for row in group[0]}
 
 # %% ../../nbs/experiments/45_other_papers.ipynb #914dd49e
 def has_weights(

@@ -30,8 +30,8 @@ PAPERS = tuple(f"{paper}/table{i}" for paper, last in (("p2lr", 2), ("inclr", 3)
 NOTEBOOKS = (*TABLES, "method_comparison", "figures", "claims", "benchmark_difficulty",
              "deviations_from_paper") # in the order in which they run
 TIMED = ("table7",) # measures time, so no other notebook runs beside it
-REPORTS = (*TABLES, "method_comparison", "tuning", "fig3", "fig4", "fig8", "claims", "benchmark_difficulty",
-           "deviations_from_paper", "label_free_signs", "own_cameras", "speed", *PAPERS) # in the order of reading
+REPORTS = (*TABLES, "method_comparison", "tuning", "fig3", "fig4", "fig8", "claims", "claims_of_other_papers",
+           "benchmark_difficulty", "deviations_from_paper", "label_free_signs", "own_cameras", "speed", *PAPERS) # in the order of reading
 
 def report_names(
     reports: Path, # the folder reports/
