@@ -12,8 +12,8 @@ from upl_reid.components.encoder import build_encoder, feature_map, parameter_gr
 from upl_reid.core import ConfigError, DataError, seeded_torch
 from upl_reid.data.benchmarks import load_domain
 from upl_reid.data.image_bank import ImageBank
-from upl_reid.methods.inclr import (INCLR, PartEncoder, inaccuracy, inference_rows, join_parts, joint_distance,
-                                    mutual_refinement, split_parts)
+from upl_reid.methods.inclr import (INCLR, REFINEMENTS, PartEncoder, inaccuracy, inference_rows, join_parts,
+                                    joint_distance, mutual_refinement, split_parts)
 from upl_reid.methods.mmt import MMT
 from upl_reid.evaluation.retrieval import evaluate_distances, evaluate_retrieval
 from upl_reid.experiments.config import RunConfig
@@ -491,3 +491,46 @@ def test_arguments_out_of_range():
         RunConfig("tiny", "plaza", "campus", "inclr", dict(clusters=5))
     assert RunConfig("tiny", "plaza", "campus", "inclr",
                      dict(kappa=.2)).id == RunConfig("tiny", "plaza", "campus", "inclr").id
+
+
+# ---- other rules of refinement
+
+def naive_rule(rule, a, b, least):
+    "Which pairs of images are together, image by image and pair by pair."
+    n = len(a)
+    same = lambda labels, i, j: labels[i] >= 0 and labels[i] == labels[j]
+    if rule == "none": return {(i, j) for i in range(n) for j in range(i) if same(a, i, j)}
+    if rule == "split":
+        cells = [[i for i in range(n) if a[i] == x and b[i] == y] for x in set(a) - {-1} for y in set(b) - {-1}]
+        return {(i, j) for cell in cells if len(cell) >= least for i in cell for j in cell if j < i}
+    if rule == "rescue":
+        home = list(a)
+        for i in range(n):
+            if a[i] >= 0 or b[i] < 0: continue
+            mates = [a[j] for j in range(n) if b[j] == b[i]]
+            home[i] = next((x for x in set(mates) - {-1} if 2*mates.count(x) > len(mates)), -1)
+        return {(i, j) for i in range(n) for j in range(i) if same(home, i, j)}
+    linked = {(i, j) for i in range(n) for j in range(n) if same(a, i, j) or same(b, i, j)}
+    while True:                                              # transitive closure
+        more = linked | {(i, k) for i, j in linked for l, k in linked if j == l}
+        if more == linked: return {(i, j) for i, j in linked if j < i}
+        linked = more
+
+
+@pytest.mark.parametrize("rule", ["none", "split", "rescue", "merge"])
+def test_other_rules_of_refinement_by_loops(rule):
+    rng = np.random.default_rng(7)
+    for _ in range(40):
+        a, b = rng.integers(-1, 3, (2, 9))
+        found = REFINEMENTS[rule](a, b, 2)
+        together = {(i, j) for i in range(9) for j in range(i) if found[i] >= 0 and found[i] == found[j]}
+        assert together == naive_rule(rule, a.tolist(), b.tolist(), 2), (rule, a, b)
+        if rule != "none": assert sorted(set(found) - {-1}) == list(range(found.max() + 1))
+        assert REFINEMENTS[rule](torch.tensor(a), torch.tensor(b), 2).tolist() == found.tolist()
+
+
+def test_a_rule_is_an_argument_and_the_default_names_no_other_run():
+    name = lambda **args: RunConfig("demo", "plaza", "campus", "inclr", args)
+    assert name(refinement="both").id == name().id != name(refinement="merge").id
+    assert name().arguments["refinement"] == "both" and "refinement" not in name().hashed_arguments
+    with pytest.raises(ConfigError, match="refinement='all'"): method(refinement="all")

@@ -418,3 +418,19 @@ def test_shares_of_a_round_are_rounded_to_steps():
         method = FrozenStart(nn.Identity(), frozen=share)
         method.start(replace(BUDGET, steps=7), 100)
         assert method.round_steps == 14 and method.frozen_steps == round(14*share)
+
+
+def test_a_random_classifier_is_the_same_again_and_names_another_run():
+    labels = hard_pseudo_labels(torch.eye(6)[:, :4].repeat(3, 4)[:, :16] + .1, torch.arange(6).repeat(3))
+    heads = {}
+    for classifier in ("centroids", "random"):
+        for again in (0, 1):
+            method = make(classifier=classifier)
+            method.start_round(labels)
+            heads[classifier, again] = method.head.detach()
+    assert torch.equal(heads["random", 0], heads["random", 1])
+    assert torch.equal(heads["centroids", 0], labels.centroids)
+    assert heads["random", 0].shape == labels.centroids.shape and not torch.equal(heads["random", 0], labels.centroids)
+    name = lambda **args: RunConfig("demo", "plaza", "campus", "mspl", args)
+    assert name(classifier="centroids").id == name().id != name(**MSPL.as_written()).id
+    with pytest.raises(ConfigError, match="classifier='zero'"): make(classifier="zero")

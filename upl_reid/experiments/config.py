@@ -396,10 +396,16 @@ class RunArguments(RunFields):
     "The arguments of a run's method: as identifiers hash them, and as they hold."
 
     @property
-    def hashed_arguments(self) -> dict:
-        "Defaults and what was given, as identifiers hash them; an argument that is itself a dict is completed too."
+    def whole_arguments(self) -> dict:
+        "Defaults and what was given; an argument that is itself a dict is completed too."
         whole = lambda k, v: {**self.defaults[k], **v} if isinstance(v, dict) and self.defaults[k] else v
         return {**self.defaults, **{k: whole(k, v) for k, v in self.method_args.items()}}
+
+    @property
+    def hashed_arguments(self) -> dict:
+        "All arguments as identifiers hash them: without later ones that have their default."
+        later = () if self.method == "pretrain" else METHODS[self.method].later_arguments
+        return {k: v for k, v in self.whole_arguments.items() if k not in later or v != self.defaults[k]}
 
     @property
     def fixed_arguments(self) -> dict:
@@ -413,7 +419,7 @@ class RunArguments(RunFields):
     def arguments(self) -> dict:
         "The arguments that hold for this run: what was given, else what the preset sets, else the method's default."
         if self.method == "pretrain": return {}
-        return {**self.hashed_arguments, **{k: v for k, v in self.fixed_arguments.items() if k not in self.method_args}}
+        return {**self.whole_arguments, **{k: v for k, v in self.fixed_arguments.items() if k not in self.method_args}}
 
 # %% ../../nbs/experiments/00_config.ipynb #930434a0
 class RunNetwork(RunArguments):

@@ -381,8 +381,8 @@ class CGC(CGCLabels):
 
     @staticmethod
     def as_written() -> dict: # for `RunConfig.method_args`
-        "Arguments that follow the paper to the letter: no source, no averaged weights, Eq. 4 as printed."
-        return dict(pretrained=False, average=False, leave_one_out=False)
+        "To the letter: no source, no averaged weights, Eq. 4 as printed, DBSCAN as in Cluster-Contrast."
+        return dict(pretrained=False, average=False, leave_one_out=False, k1=30, k2=6, eps=.6, min_samples=4)
 
 # %% ../../nbs/methods/cgc.ipynb #c4d7c540
 TABLE_1 = {"Cluster-Contrast": dict(centroids="all", beta=1.), "+ RM": dict(centroids="rm", beta=1.),

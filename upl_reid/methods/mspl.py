@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TABLE3', 'TABLE4', 'camera_normalize', 'number_of_clusters', 'select_clusters', 'check_clustering', 'camera_free',
            'check_kept', 'refined_clusters', 'stopping_round', 'label_agreement', 'learning_rate', 'FrozenSteps',
-           'FrozenStart', 'check_mspl', 'MSPLClusters', 'MSPLState', 'MSPLLabels', 'MSPLLosses', 'MSPL']
+           'FrozenStart', 'check_mspl', 'MSPLClusters', 'MSPLState', 'MSPLRounds', 'MSPLLabels', 'MSPLLosses', 'MSPL']
 
 # %% ../../nbs/methods/mspl.ipynb #6c8d0e10
 from dataclasses import replace
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import adjusted_rand_score
-from torch import Tensor
+from torch import nn, Tensor
 
 from ..components.encoder import Encoder
 from ..components.clustering import camera_center, check_camids, dbscan, kmeans_labels, relabel_consecutive
@@ -212,8 +212,11 @@ def check_mspl(
     shares: dict, # name -> share
     center_weight: float, # of the centre loss
     min_size: int, # images of a cluster
+    classifier: str = "centroids", # where a round's classifier begins
 ):
-    "Raises `ConfigError` for a share outside 0 to 1, a negative weight, or clusters without an image."
+    "Raises `ConfigError` for a share outside 0 to 1, a negative weight, clusters without an image, or another word."
+    if classifier not in ("centroids", "random"):
+        raise ConfigError(f"classifier={classifier!r} is unknown; use 'centroids' or 'random'")
     for name, share in shares.items():
         if not 0 <= share <= 1: raise ConfigError(f"{name}={share}: from 0 to 1")
     if not center_weight >= 0 or min_size < 1:
@@ -248,6 +251,7 @@ class MSPLClusters(ChosenClustering, FrozenStart):
 # %% ../../nbs/methods/mspl.ipynb #00654f60
 class MSPLState(MSPLClusters):
     "Arguments of the losses and of progressive learning. Raises `ConfigError` for numbers out of range."
+    later_arguments = "classifier",
     agreement: Tensor # of this round's labels with the round before
     centers: Tensor # (K, d) of the centre loss
 
@@ -257,14 +261,19 @@ class MSPLState(MSPLClusters):
         smoothing: float = 0.1, # of the labels
         center_weight: float = 0.005, # of the centre loss (Eq. 5); 0: without
         center_rate: float = 0.5, # how fast its centres move
+        classifier: str = "centroids", # where a round's classifier begins, or "random"
         **kwargs, # of `MSPLClusters`, `FrozenStart` and `Method`
     ):
         super().__init__(encoder, **kwargs)
-        check_mspl(dict(smoothing=smoothing, center_rate=center_rate), center_weight, self.label_args["min_size"])
-        self.progressive, self.smoothing = progressive, smoothing
+        shares = dict(smoothing=smoothing, center_rate=center_rate)
+        check_mspl(shares, center_weight, self.label_args["min_size"], classifier)
+        self.progressive, self.smoothing, self.classifier = progressive, smoothing, classifier
         self.center_weight, self.center_rate = center_weight, center_rate
         self.register_buffer("agreement", torch.zeros(()))
 
+# %% ../../nbs/methods/mspl.ipynb #7c3fb418
+class MSPLRounds(MSPLState):
+    "How long a round is."
     def start(self,
         budget: Budget, # how long training will last
         images: int, # of the training split
@@ -273,7 +282,7 @@ class MSPLState(MSPLClusters):
         super().start(budget if self.progressive else replace(budget, cluster_every=budget.epochs), images)
 
 # %% ../../nbs/methods/mspl.ipynb #de4ee3cd
-class MSPLLabels(MSPLState):
+class MSPLLabels(MSPLRounds):
     "Labels, classifier and centres of a round."
     def relabel(self,
         features: Tensor, # (N, d) of the training images
@@ -293,6 +302,9 @@ class MSPLLabels(MSPLState):
         "A new classifier and new centres, unless the labels are those of the first round."
         if hasattr(self, "head") and not self.progressive: return
         super().start_round(labels)
+        if self.classifier == "random":
+            rows = torch.randn(self.head.shape, generator=torch.Generator().manual_seed(len(self.head)))
+            self.head = nn.Parameter(rows.to(self.head))
         self.register_buffer("centers", labels.centroids.clone())
 
 # %% ../../nbs/methods/mspl.ipynb #b8f5593e
@@ -335,6 +347,11 @@ class MSPL(MSPLLosses):
         "Update the EMA and the centres."
         super().after_step(batch)
         self.centers.copy_(updated_centers(self.centers, self.seen, batch.hard, self.center_rate))
+
+    @staticmethod
+    def as_written() -> dict: # for `RunConfig.method_args`
+        "To the letter, as far as the paper says it: no averaged weights, a random classifier, four samples a core."
+        return dict(average=False, classifier="random", min_samples=4)
 
 # %% ../../nbs/methods/mspl.ipynb #6c5f9d62
 TABLE3 = {"DA": dict(progressive=False, select=False, normalize=False), "PL": dict(select=False, normalize=False),

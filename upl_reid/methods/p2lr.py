@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TABLE_2', 'CLUSTERS', 'check_uncertainty', 'label_uncertainty', 'selected_fraction', 'check_selection',
            'selection_threshold', 'matched_rows', 'Beside', 'check_p2lr', 'P2LRState', 'P2LRMeasure', 'P2LRUncertainty',
-           'P2LRLabels', 'P2LR']
+           'P2LRLabels', 'P2LRSettings', 'P2LR']
 
 # %% ../../nbs/methods/p2lr.ipynb #2aedafe2
 from dataclasses import replace
@@ -244,8 +244,16 @@ class P2LRLabels(P2LRUncertainty):
         return replace(labels, hard=torch.where(u <= beta, labels.hard, -1), weight=(u <= beta)*weight)
 
 # %% ../../nbs/methods/p2lr.ipynb #5ef804a9
+class P2LRSettings(P2LRLabels):
+    "The paper's own weights of the losses."
+    @staticmethod
+    def as_written() -> dict: # for `RunConfig.method_args`
+        "Eq. 1 with every weight 1, all halved: hard and soft losses alike."
+        return dict(soft_triplet=.5)
+
+# %% ../../nbs/methods/p2lr.ipynb #25b94795
 @register("p2lr")
-class P2LR(P2LRLabels):
+class P2LR(P2LRSettings):
     "Probabilistic uncertainty guided progressive label refinery (Han, Li and Wang 2022) on mutual mean teaching."
     @staticmethod
     def tuned() -> dict: # for `RunConfig.method_args`

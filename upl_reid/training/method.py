@@ -132,6 +132,7 @@ class MethodState(nn.Module):
     needs_meta = False # True if its constructor takes `meta`, a held-out part of the source
     needs_twin = False # True if its constructor takes `twin`, a second encoder, pretrained from another seed
     without_source: dict = {} # arguments that hold for a run without a source
+    later_arguments: tuple = () # added when runs were stored already: part of a run's name only if not the default
     views = 1 # 2: batches come with a second augmentation of their images
     hard: Tensor # (N,) labels of the round
     head: nn.Parameter # (K, d) classifier of the round
