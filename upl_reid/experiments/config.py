@@ -311,6 +311,9 @@ def check_fields(
         raise ConfigError(f"method {config.method!r} with target {config.target!r}: {rule}")
     if isinstance(config.seed, bool) or not isinstance(config.seed, int):
         raise ConfigError(f"seed={config.seed!r} must be a whole number")
+    if not isinstance(config.tracks, bool) or (config.tracks and config.method == "pretrain"):
+        raise ConfigError(f"tracks={config.tracks!r} of method {config.method!r}: True or False, and only an "
+                          "adaptation uses tracks")
     if config.method == "pretrain" and not config.source:
         raise ConfigError("pretraining without a source: name a domain with identities, or adapt from weights with "
                           "another method")
@@ -377,11 +380,12 @@ class RunFields:
     size: tuple = ()        # (height, width) of its input, or text such as "256x128"; empty: the preset's
     dim: int = 0            # length of the vectors; 0: the preset's
     pooling: str = ""       # avg or gem; empty: the preset's
+    tracks: bool = False    # whether pseudo-labels keep to the target's tracks
 
     def __post_init__(self):
         check_fields(self)
-        for name, value in network_fields(self).items(): object.__setattr__(self, name, value)
-        object.__setattr__(self, "method_args", plain_copy(self.method_args))
+        found = network_fields(self) | dict(method_args=plain_copy(self.method_args))
+        for name, value in found.items(): object.__setattr__(self, name, value)
         check_arguments(self.method, self.method_args, self.defaults)
         check_sourceless(self)
         method_sources(self.method)
@@ -433,8 +437,9 @@ class RunNetwork(RunArguments):
 
     @property
     def stated(self) -> dict: # plain values
-        "The fields as a run's folder keeps them: those of the network only if they differ from the preset's."
-        return {k: v for k, v in asdict(self).items() if k not in NETWORK or k in self.own_network}
+        "The fields as a run's folder keeps them: the network's if they differ from the preset's, tracks if used."
+        left_out = {*NETWORK, "tracks"} - {*self.own_network, "tracks" if self.tracks else ""}
+        return {k: v for k, v in asdict(self).items() if k not in left_out}
 
 # %% ../../nbs/experiments/00_config.ipynb #partb0ba
 @dataclass(frozen=True)
@@ -459,4 +464,5 @@ class RunConfig(RunNetwork):
     def __str__(self):
         where = f"{self.source or '(no source)'}->{self.target}" if self.target else self.source
         given = [json.dumps(what) for what in (self.method_args, self.own_network) if what]
+        given += ["with tracks"]*self.tracks
         return " ".join([f"{self.method} {where} {self.preset} seed {self.seed}", *given])

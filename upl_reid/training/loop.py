@@ -19,6 +19,7 @@ from torch import nn, Tensor
 from tqdm.auto import tqdm
 
 from ..components.encoder import cosine_restarts, Encoder, step_drops
+from ..components.tracks import find_links
 from ..core import DataError, RunError, seed_for, seeded_torch, to_numpy
 from ..data.image_bank import make_augmenter, ImageBank, plan_batches, normalise_images
 from ..data.splits import Split, Unlabelled
@@ -150,7 +151,8 @@ def make_labels(
     Raises `RunError`, `TypeError` or `DataError` where a check fails."""
     features = embed_bank(method.label_encoder(), bank)
     check_features(features, where)
-    with full_batch(): labels = check_relabelled(method.relabel(features, camids, round), method, features)
+    given = features if method.links is None else method.links.means(features)
+    with full_batch(): labels = check_relabelled(method.relabel(given, camids, round), method, features)
     check_agreement(labels.hard, "pseudo-labels")
     return features, labels
 
@@ -367,9 +369,16 @@ def adapt(
     budget: Budget, # how long and how fast
     seed: int = 0, # names every random stream
     title: str = "adapt", # of the progress bar
+    tracks: bool = False, # use the target's tracks in its pseudo-labels
     **kwargs, # of `fit`: state, epoch, save, progress
 ) -> Method: # its `embedder()` is the adapted model
-    "Stage 2 of Algorithm 1: adaptation to the target. Raises `DataError` for a target that carries identities."
+    """Stage 2 of Algorithm 1: adaptation to the target.
+
+    Raises `DataError` for a target that carries identities, and without tracks if they are to be used."""
     if not isinstance(target, Unlabelled):
         raise DataError(f"adapt takes a target without identities, not {type(target).__name__}; pass split.withhold()")
+    if tracks and target.tracks is None:
+        raise DataError("tracks are to be used, and no image of the target has one; give a column track (or a pattern "
+                        "with a group track), or leave tracks out")
+    if tracks: method.links = find_links(target.tracks, target.camids, target.times)
     return fit(method, bank, target.camids, budget, seed, title, **kwargs)
