@@ -8,10 +8,10 @@ __all__ = ['core', 'MARK', 'PRESET_NAMES', 'CROPS', 'MODEL', 'DEVICE', 'PATTERN'
            'check_out', 'show_bars', 'check', 'synth', 'choose_network', 'watcher', 'pretrain', 'crops_for_card',
            'adapt', 'count_matches', 'measure_retrieval', 'evaluate', 'same_model', 'file_marks', 'named_images',
            'entries_of', 'is_changed', 'images_to_embed', 'name_people', 'build_gallery', 'count_images',
-           'left_out_lines', 'file_is_gone', 'gone_entries', 'gallery_notes', 'gallery_to_write', 'index_crops',
-           'index_parquet', 'index', 'entry_name', 'check_forget', 'forget_notes', 'forget', 'as_lines', 'own_camera',
-           'search', 'browse', 'is_identities', 'identities', 'export', 'run', 'reports', 'argument', 'as_path',
-           'make_parser', 'print_text', 'to_json_value', 'main']
+           'left_out_lines', 'file_is_gone', 'gone_entries', 'gallery_notes', 'gallery_to_write', 'measure_gallery',
+           'index_crops', 'index_parquet', 'threshold_lines', 'index', 'entry_name', 'check_forget', 'forget_notes',
+           'forget', 'as_lines', 'own_camera', 'search', 'browse', 'is_identities', 'identities', 'export', 'run',
+           'reports', 'argument', 'as_path', 'make_parser', 'print_text', 'to_json_value', 'main']
 
 # %% ../nbs/cli.ipynb #98318773
 import argparse, json, math, numbers, os, shlex, shutil, sys, tempfile, warnings
@@ -372,7 +372,9 @@ def same_model(
     if gallery.model != embedder.digest:
         raise core.DataError(f"the gallery was made with another model ({gallery.model or 'unknown'}, this is "
                              f"{embedder.digest}); index the pictures anew with this model")
-    gallery.calibration = embedder.calibration or gallery.calibration
+    both = embedder.calibration and gallery.calibration         # a gallery may have measured higher thresholds
+    gallery.calibration = (deployment.higher_thresholds(embedder.calibration, gallery.calibration) if both else
+                           embedder.calibration or gallery.calibration)
     return gallery
 
 # %% ../nbs/cli.ipynb #c1de0001
@@ -563,6 +565,18 @@ def gallery_to_write(
     out = check_out(address, (".safetensors",), has_metadata("upl_reid_gallery"))
     return out, str(out)
 
+# %% ../nbs/cli.ipynb #bd0030c5
+def measure_gallery(
+    gallery: "FileGallery", # after its pictures were added; its calibration is set and stored
+    embedder: "Embedder", # that made the vectors
+):
+    "The model's thresholds, raised to those that the gallery's own pictures show."
+    if not embedder.calibration: return
+    own = deployment.measure_thresholds(embedder.calibration, gallery.vectors, gallery.codes)
+    gallery.calibration = own or embedder.calibration
+    gallery.commit()
+
+# %% ../nbs/cli.ipynb #ee06b1b1
 def index_crops(
     gallery: "GalleryHome", # to bring up to date
     a: argparse.Namespace, # parsed arguments
@@ -572,6 +586,7 @@ def index_crops(
     "Bring a gallery up to date with listed images."
     cache = experiments.store_root()/"digests.sqlite"
     _, counts, bad = build_gallery(embedder, images, gallery, show_bars(a), lambda g: g.commit(), cache)
+    if not deployment.is_postgres(a.out): measure_gallery(gallery, embedder)
     gone = [] if deployment.is_postgres(a.out) else gone_entries(gallery)       # files of other machines are not here
     doubt = [images.attrs["doubt"]] if images.attrs["doubt"] else []
     notes = [*doubt, *images.attrs["notes"], *data.ignored_files(a.root), *gallery_notes(gallery, gone, Path(a.out))]
@@ -588,6 +603,18 @@ def index_parquet(
     gallery.commit()
     return dict(added=len(gallery) - before, updated=count - (len(gallery) - before)), [], [], 0
 
+def threshold_lines(
+    gallery: "GalleryHome", # perhaps with thresholds of its own
+    embedder: "Embedder", # with the model's
+) -> list: # of text lines; none if the thresholds are the model's
+    "What the thresholds are that a gallery measured itself."
+    own, model = gallery.calibration, embedder.calibration
+    if not own or not model or own == model: return []
+    told = [f"{deployment.rate_in_words(own, r)}; the model's is {model.threshold(r):.2f}"
+            for r in deployment.RATES[1:min(3, len(own.thresholds))]]
+    return ["thresholds measured on this gallery:", *told]
+
+# %% ../nbs/cli.ipynb #aee42e1b
 def index(
     a: argparse.Namespace, # parsed arguments
 ) -> tuple: # dict for JSON, text, exit code
@@ -603,6 +630,7 @@ def index(
         facts = dict(out=where, **counts, gone=gone, images=len(gallery), left_out=bad, notes=notes)
         updated = f" added, {counts['updated']:,} updated" if before else ""
         lines = [f"{count_images(counts['added'])}{updated} in {where}: {gallery}", *left_out_lines(bad)]
+        lines += threshold_lines(gallery, embedder)
     return facts, "\n".join([*lines, *(f"note: {n}" for n in notes)]), 3 if bad or notes else 0
 
 # %% ../nbs/cli.ipynb #c1de0008

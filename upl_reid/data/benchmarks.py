@@ -266,7 +266,8 @@ def load_domain(
     paths, pids, camids = (list(column) for column in zip(*(row for rows in table for row in rows)))
     seen = dict(tracks=_known_tracks(paths, camids, layout), times=_known_times(paths, name, home))
     whole, ends = Split(tuple(paths), np.array(pids), np.array(camids), **seen), np.cumsum([0, *map(len, table)])
-    return Domain(name, *(whole.subset(np.arange(*ends[i:i + 2])) for i in range(3)))
+    train, query, gallery = (whole.subset(np.arange(*ends[i:i + 2])) for i in range(3))
+    return Domain(name, train, query, gallery)
 
 # %% ../../nbs/data/30_benchmarks.ipynb #cc50dbf6
 def split_identities(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARSE_ERRORS', 'RATES', 'DOUBT', 'GALLERY_SIZES', 'Calibration', 'rate_interval', 'rate_in_words', 'draw_pairs',
-           'shares_above', 'fit_calibration', 'cluster_images', 'measure_thresholds']
+           'shares_above', 'fit_calibration', 'cluster_images', 'higher_thresholds', 'measure_thresholds']
 
 # %% ../../nbs/deployment/10_match_calibration.ipynb #2d4d0aa1
 import math
@@ -194,7 +194,16 @@ def cluster_images(
     return to_numpy(way(x, cameras))
 
 # %% ../../nbs/deployment/10_match_calibration.ipynb #067b84d2
-GALLERY_SIZES = (500, 20_000)
+GALLERY_SIZES = (500, 5_000)
+
+def higher_thresholds(
+    calibration: Calibration, # of the model
+    other: Calibration, # of a gallery
+) -> Calibration: # with the model's probabilities
+    "The higher of two thresholds for each rate that both have; what the second clustering says is the gallery's."
+    count = min(len(calibration.thresholds), len(other.thresholds))
+    raised = np.maximum(calibration.thresholds[:count], other.thresholds[:count])
+    return replace(calibration, thresholds=tuple(raised), second=other.second[:count])
 
 def measure_thresholds(
     calibration: Calibration, # of the model
@@ -207,6 +216,5 @@ def measure_thresholds(
     labels, x = cluster_images(features, camids), np.asarray(to_numpy(features), np.float32)
     try: own = fit_calibration(x, labels, camids)
     except DataError: return None                           # too few clusters with two cameras
-    count = min(len(own.thresholds), len(calibration.thresholds))
-    raised = np.maximum(own.thresholds[:count], calibration.thresholds[:count])
-    return replace(calibration, thresholds=tuple(raised), second=shares_above(x, labels, to_numpy(camids), raised))
+    raised = higher_thresholds(calibration, own)
+    return replace(raised, second=shares_above(x, labels, to_numpy(camids), np.array(raised.thresholds)))
