@@ -101,15 +101,15 @@ def test_a_warm_up_that_ends_low_needs_drops(wrong):
 # ---- two steps
 
 def short(budget):
-    "Two steps of 4 x 4 images, a quarter of the smallest real batch, so that one core can train them."
-    return replace(budget, epochs=1, steps=2, identities=4, images=4, warmup=0, warmup_to=1., periods=1,
+    "Two steps of 4 x 2 images, an eighth of the smallest real batch, so that one core can train them."
+    return replace(budget, epochs=1, steps=2, identities=4, images=2, warmup=0, warmup_to=1., periods=1,
                    cluster_every=1)
 
 
 @pytest.mark.parametrize("preset", PAPERS)
 def test_two_steps_of_the_real_network_on_pictures_of_the_real_size(preset, monkeypatch, tmp_path):
     real, method = PRESETS[preset], PAPERS[preset]
-    small = replace(real, networks=dict(plaza=(8, 3, 2), campus=(6, 3, 2)), weights="none",
+    small = replace(real, networks=dict(plaza=(5, 2, 2), campus=(4, 2, 2)), weights="none",
                     pretrain=short(real.pretrain), adapt=short(real.adapt), longer={}, held=.2)
     monkeypatch.setitem(PRESETS, preset, small)
     few = {"cgc": dict(k1=6, k2=2, min_samples=2, eps=.7), "inclr": dict(k1=6, k2=2, min_samples=2, eps=.7),
