@@ -1,6 +1,4 @@
 """Must-links and cannot-links of tracks against loops over images, and in the pseudo-labels of a run."""
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -103,6 +101,28 @@ def test_nothing_known_changes_nothing():
     assert overlapping_tracks([0, 0, 1], [0]*3, None).shape == (0, 2)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_units_against_loops(seed):
+    tracks, camids, _, _, x = problem(seed)
+    links = find_links(tracks, camids)
+    seen, first = {}, []
+    for i, track in enumerate(tracks.tolist()):
+        key = ("track", track) if track >= 0 else ("image", i)
+        if key not in seen:
+            seen[key] = len(first)
+            first.append(i)
+    rows, place = links.units
+    assert sorted(rows.tolist()) == first
+    one, two = links.first(x, torch.tensor(camids))
+    assert (one == x[rows]).all() and two.tolist() == camids[rows].tolist()
+    spread = links.spread(torch.arange(len(rows)))
+    for i, track in enumerate(tracks.tolist()):
+        key = ("track", track) if track >= 0 else ("image", i)
+        assert rows[spread[i]] == first[seen[key]]
+    some = links.among(np.flatnonzero(camids == 1))
+    assert some.tracks.tolist() == tracks[camids == 1].tolist() and some.apart is links.apart
+
+
 @pytest.mark.parametrize("times, overlap", [
     ([0, 5, 5, 9], False), ([0, 5, 4, 9], True), ([3, 3, 0, 9], True), ([3, 3, 3, 3], False), ([0, 5, 7, 6], False)])
 def test_touching_is_no_overlap(times, overlap):
@@ -162,4 +182,4 @@ def test_labels_of_an_adaptation_keep_to_the_tracks(tmp_path):
         assert hard[target.tracks == a][0] != hard[target.tracks == b][0] or hard[target.tracks == a][0] == -1
     assert torch.equal(kept[0]["features"], kept[1]["features"])         # what is stored are the images' own features
     with pytest.raises(DataError, match="no image of the target has one"): run(target.without_tracks(), tracks=True)
-    with pytest.raises(DataError, match="without identities"): adapt(method, replace(target, tracks=None).paths, bank, None)
+    with pytest.raises(DataError, match="without identities"): adapt(method, target.paths, bank, None)

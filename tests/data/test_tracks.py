@@ -1,4 +1,4 @@
-"""Tracks and times as columns of a split: read from tables, patterns and names, kept by subsets, refused where wrong."""
+"""Tracks and times as columns of a split: from tables, patterns and names, kept by subsets, refused where wrong."""
 import re
 
 import numpy as np
@@ -67,7 +67,8 @@ def test_subset_and_withhold_keep_tracks_and_times():
 def test_seconds_of_text(text, seconds): assert seconds_of_text(f" {text} ") == seconds
 
 
-@pytest.mark.parametrize("text", ["", "noon", "１２", "nan", "inf", "1e5", "2024-13-01", "正午", "12,5", "9999999-01-01"])
+@pytest.mark.parametrize("text", ["", "noon", "１２", "nan", "inf", "1e5", "2024-13-01", "正午", "12,5",
+                                  "9999999-01-01"])
 def test_other_text_is_no_time(text): assert np.isnan(seconds_of_text(text))
 
 

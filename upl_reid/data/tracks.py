@@ -7,7 +7,7 @@ __all__ = ['CLOCK', 'seconds_of_text', 'track_numbers', 'walk_times']
 
 # %% ../../nbs/data/05_tracks.ipynb #591c9d39
 import re
-from datetime import datetime, timezone
+from datetime import datetime, UTC
 from typing import Sequence
 
 import numpy as np
@@ -29,7 +29,7 @@ def seconds_of_text(
 def _seconds_of_date(text):
     "Seconds since 1970 of a date in ISO 8601. Raises `ValueError` for other text."
     date = datetime.fromisoformat(text)
-    return (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp()
+    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
 
 # %% ../../nbs/data/05_tracks.ipynb #d42645d4
 def track_numbers(

@@ -32,9 +32,13 @@ def group_crops(
     x, cameras = torch.as_tensor(np.asarray(features, np.float32)), torch.as_tensor(np.asarray(camids))
     if len(x) < 2: return np.full(len(x), -1, np.int64)
     if links is not None: x = links.means(x)
-    ways = global_ways(possible_scales(), center=len(torch.unique(cameras)) > 1, eps=.5)
-    labels = ways[choose_clustering(ways, x, cameras)[0]](x, cameras)
-    return np.asarray(labels if links is None else links.link(labels, x), np.int64)
+    given = (x, cameras) if links is None else links.first(x, cameras)
+    if len(given[0]) < 2: return np.zeros(len(x), np.int64)
+    scales = possible_scales()
+    if links is not None: scales = scales[2:] + scales[:2]               # first those for few rows of a person
+    ways = global_ways(scales, center=len(torch.unique(cameras)) > 1, eps=.5)
+    labels = ways[choose_clustering(ways, *given)[0]](*given)
+    return np.asarray(labels if links is None else links.link(links.spread(labels), x), np.int64)
 
 # %% ../../nbs/deployment/50_identities.ipynb #f9d54b0a
 def member_cosines(
@@ -170,6 +174,7 @@ def identify(
     found, cosine = best_known(x[free], means, limit.cosine)
     names, score = _named(x, np.asarray(camids), rate_threshold(calibration, rate).cosine, links,
                           (named, free, found, cosine, kept, taken))
+    assert calibration is not None                                       # `rate_threshold` has raised otherwise
     confidence = np.where(named != "", 1., calibration.probability(score))
     confidence[names == UNKNOWN] = np.nan
     return Identities(list(names), confidence, [limit.note]*bool(limit.note))

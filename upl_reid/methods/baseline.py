@@ -97,10 +97,11 @@ class ChosenClustering(Method):
     ) -> Tensor: # (N,) labels, -1: noise
         """Labels of the way that the first round chose; in the first round of the one whose labels agree best.
 
-        Where tracks are used, the labels keep to them."""
-        if self.chosen < 0: self.chosen.fill_(choose_clustering(ways, features, camids)[0] if len(ways) > 1 else 0)
-        labels = ways[int(self.chosen)](features, camids)
-        return labels if self.links is None else self.links.link(labels, features)
+        Where tracks are used, each is clustered as one row, and the labels keep to them."""
+        given = (features, camids) if self.links is None else self.links.first(features, camids)
+        if self.chosen < 0: self.chosen.fill_(choose_clustering(ways, *given)[0] if len(ways) > 1 else 0)
+        labels = ways[int(self.chosen)](*given)
+        return labels if self.links is None else self.links.link(self.links.spread(labels), features)
 
 # %% ../../nbs/methods/baseline.ipynb #03b722d1
 class DBSCANNumbers(ChosenClustering):
