@@ -3,7 +3,8 @@
 usage: python .ci/gallery_load.py [--seconds 300] [--writers 4] [--searchers 4] [--dim 768] [--home file|postgres|both]
 
 Each writer adds twenty vectors at a time and removes some of its own now and then; each searcher asks for ten hits.
-Every step opens a file anew; a database is opened once. At the end the gallery must hold exactly what the writers added and did not remove. Exit code 1 if it does not.
+Every step opens a file anew; a database is opened once. At the end the gallery must hold exactly what the writers added
+and did not remove. Exit code 1 if it does not.
 """
 import argparse, contextlib, multiprocessing, sys, tempfile, time, warnings
 from pathlib import Path

@@ -69,6 +69,20 @@ def test_forgetting_is_in_the_bytes(server, address, monkeypatch, d, limit):
     gallery.close()
 
 
+def test_the_log_keeps_no_bytes_either_where_the_server_does_not_recycle_it(server, address):
+    "PostgreSQL's write-ahead log repeats what was stored; without recycling, its files are deleted at a checkpoint."
+    def in_log(): return any(b"/crops/logged.jpg" in path.read_bytes()
+                             for path in (Path(server.pgdata)/"pg_wal").iterdir() if path.is_file())
+    with filled(address, 3) as gallery:
+        for text in ("ALTER SYSTEM SET wal_recycle = off", "SELECT pg_reload_conf()"): gallery.connection.execute(text)
+        gallery.purge()                                     # the old configuration may still be in use at the first one
+        gallery.add(people(1), ["/crops/logged.jpg"])
+        assert in_log()
+        gallery.remove("/crops/logged.jpg")
+        assert gallery.purge() and not in_log()
+        for text in ("ALTER SYSTEM RESET wal_recycle", "SELECT pg_reload_conf()"): gallery.connection.execute(text)
+
+
 def test_a_replaced_vector_is_erased_too(server, address):
     x = people(2, 64, seed=77)
     with PostgresGallery(address, 64) as gallery:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PAIRS', 'STYLE', 'BASE', 'PICTURE', 'ALL', 'HITS', 'PEOPLE', 'ANSWERS', 'HEADERS', 'pairs_file', 'open_pairs',
            'pair_key', 'confirm_pair', 'confirmed_pairs', 'forget_pairs', 'make_templates', 'by_time', 'BrowseData',
-           'BrowseHits', 'BrowsePages', 'load_fastapi', 'is_allowed', 'add_guard', 'in_html', 'add_pages',
-           'store_answer', 'add_answers', 'make_app', 'serve_gallery']
+           'BrowseHits', 'BrowsePeople', 'BrowseAll', 'BrowsePages', 'load_fastapi', 'is_allowed', 'add_guard',
+           'in_html', 'add_pages', 'store_answer', 'add_answers', 'make_app', 'serve_gallery']
 
 # %% ../../nbs/deployment/36_browse.ipynb #824fec8c
 import contextlib, secrets, socket, sqlite3, threading
@@ -71,6 +71,7 @@ def confirm_pair(
         if same is None: connection.execute("DELETE FROM pairs WHERE first = ? AND second = ?", key)
         else: connection.execute("INSERT OR REPLACE INTO pairs VALUES (?, ?, ?, ?)", (*key, int(same), now))
 
+# %% ../../nbs/deployment/36_browse.ipynb #526da90c
 @any_names()
 def confirmed_pairs(
     file: str | Path, # of `pairs_file`
@@ -190,7 +191,7 @@ class BrowseData:
 
 # %% ../../nbs/deployment/36_browse.ipynb #e62ad853
 class BrowseHits(BrowseData):
-    "Hits and people."
+    "Hits of a picture."
     def hits(self,
         position: int, # of the query
         count: int = 8, # hits in each camera
@@ -209,6 +210,9 @@ class BrowseHits(BrowseData):
                     for hit in sorted(hits, key=by_time)]))
         return found[0], [(camera, hits) for camera, hits in cameras if hits]
 
+# %% ../../nbs/deployment/36_browse.ipynb #6ba1cee6
+class BrowsePeople(BrowseHits):
+    "People of the gallery."
     def people(self,
         most: int = 50, # people to show
     ) -> list: # of (name, list of (camera, entries in order of time))
@@ -219,8 +223,8 @@ class BrowseHits(BrowseData):
                         for camera, seen in group.groupby("camera")]) for name, group in list(named)[:most]]
 
 # %% ../../nbs/deployment/36_browse.ipynb #6118fc30
-class BrowsePages(BrowseHits):
-    "The pages as HTML."
+class BrowseAll(BrowsePeople):
+    "The page of all pictures."
     def __init__(self,
         gallery: ReadableGallery, # to show
         pairs: Path, # of `pairs_file`
@@ -240,6 +244,9 @@ class BrowsePages(BrowseHits):
             title="Pictures", count=f"{total:,}", answered=f"{len(self.answers()):,}", entries=self.entries(positions),
             **facts)
 
+# %% ../../nbs/deployment/36_browse.ipynb #ee5bc771
+class BrowsePages(BrowseAll):
+    "The pages as HTML."
     def hits_page(self,
         position: int, # of the query
     ) -> str:
@@ -307,6 +314,7 @@ def in_html(
     except DataError as e: return PlainTextResponse(str(e), 404)
     except RunError as e: return PlainTextResponse(str(e), 503)
 
+# %% ../../nbs/deployment/36_browse.ipynb #a35f746a
 def add_pages(
     app: Any, # FastAPI
     pages: BrowsePages, # to serve
@@ -343,6 +351,7 @@ def store_answer(
     confirm_pair(pages.pairs, found[first], found[second], same)
     return f"/hits/{first}#hit-{second}"
 
+# %% ../../nbs/deployment/36_browse.ipynb #6ce74ce2
 def add_answers(
     app: Any, # FastAPI
     pages: BrowsePages, # to change
@@ -375,6 +384,7 @@ def make_app(
     add_guard(app, token, cookie)
     return app
 
+# %% ../../nbs/deployment/36_browse.ipynb #8b67c709
 def serve_gallery(
     gallery: ReadableGallery, # to show
     pairs: Path, # of `pairs_file`

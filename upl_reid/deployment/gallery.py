@@ -6,10 +6,11 @@
 __all__ = ['EXACT', 'KNOWN', 'PAGE_MARK', 'PAGE_STYLE', 'unit_vectors', 'sample_rows', 'GrowingArray', 'pad_hits', 'best_of_all',
            'best_of_candidates', 'principal_axes', 'cell_centres', 'empty_index', 'index_codebook', 'ivf_candidates',
            'cell_ranks', 'checked_name', 'one_each', 'EmptyRows', 'checked_columns', 'GalleryRows', 'GalleryColumns',
-           'GalleryAppend', 'GalleryTable', 'moment', 'checked_moment', 'GalleryFilter', 'GalleryNeighbours',
-           'GalleryTruth', 'GalleryTuning', 'GalleryIndex', 'GrowingGallery', 'find_named', 'ShrinkingGallery',
-           'ChangingGallery', 'Hits', 'GalleryCameras', 'GalleryNearest', 'GallerySearch', 'Gallery', 'certainty',
-           'short_name', 'draw_hits', 'thumbnail_jpeg', 'thumbnail', 'page_text', 'page_figure', 'hits_page']
+           'GalleryAppend', 'GalleryTable', 'moment', 'checked_moment', 'GalleryFilter', 'GalleryByIndex',
+           'GalleryNeighbours', 'GalleryTruth', 'GalleryTuning', 'GalleryIndex', 'GrowingGallery', 'find_named',
+           'GalleryKeep', 'ShrinkingGallery', 'GalleryUpdate', 'GalleryNames', 'Hits', 'GalleryCameras',
+           'GalleryNearest', 'GallerySearch', 'Gallery', 'certainty', 'short_name', 'draw_hits', 'thumbnail_jpeg',
+           'thumbnail', 'page_text', 'page_figure', 'hits_page']
 
 # %% ../../nbs/deployment/30_gallery.ipynb #1949611c
 import base64, html, io, json, math, warnings
@@ -393,8 +394,8 @@ class GalleryFilter(GalleryTable):
         return good & np.isin(self.codes, [self.cameras.get(checked_name(name), -1) for name in names])
 
 # %% ../../nbs/deployment/30_gallery.ipynb #93f1ddbc
-class GalleryNeighbours(GalleryFilter):
-    "Nearest vectors by exact search or by the index."
+class GalleryByIndex(GalleryFilter):
+    "Nearest vectors by the index."
     def _by_index(self, x, k, left_out, count, nprobe, among=None):
         "Cosines and positions of the best of `count` candidates for each query."
         z, found = x @ self.axes, np.empty((len(x), count), np.int64)
@@ -404,6 +405,9 @@ class GalleryNeighbours(GalleryFilter):
             found[rows] = ivf_candidates(self.index, z[rows], count, nprobe, allowed)
         return best_of_candidates(x, self.vectors, found, k)
 
+# %% ../../nbs/deployment/30_gallery.ipynb #0026e00e
+class GalleryNeighbours(GalleryByIndex):
+    "Nearest vectors by exact search or by the index."
     def _exactly(self, x, k, left_out, among):
         "As `_nearest`, by comparing all entries of the mask `among` (None: all)."
         if among is None: return best_of_all(x, self.vectors, k, self.codes, left_out)
@@ -518,8 +522,19 @@ def find_named(
                         "changed; give names as the gallery's table `rows` has them")
     return np.array([name in wanted for name in stored], bool)
 
+# %% ../../nbs/deployment/30_gallery.ipynb #6ebe746d
+class GalleryKeep(GrowingGallery):
+    "A gallery of which a part is kept."
+    def _keep(self, rows):
+        "Keep only these rows (a mask), in new arrays and with a new index."
+        x, names = self.vectors[rows], self.columns(np.flatnonzero(rows))
+        self._clear()
+        self.removals += 1
+        if len(x): self._append(x, names)
+        if len(self) > EXACT: self._build_index()
+
 # %% ../../nbs/deployment/30_gallery.ipynb #c0de0004
-class ShrinkingGallery(GrowingGallery):
+class ShrinkingGallery(GalleryKeep):
     "A gallery that vectors can be removed from."
     def remove(self,
         paths: Sequence | str | Path | None = None, # of images, or of one image; None: none
@@ -539,17 +554,9 @@ class ShrinkingGallery(GrowingGallery):
         if gone.any(): self._keep(~gone)
         return int(gone.sum())
 
-    def _keep(self, rows):
-        "Keep only these rows (a mask), in new arrays and with a new index."
-        x, names = self.vectors[rows], self.columns(np.flatnonzero(rows))
-        self._clear()
-        self.removals += 1
-        if len(x): self._append(x, names)
-        if len(self) > EXACT: self._build_index()
-
 # %% ../../nbs/deployment/30_gallery.ipynb #0aa5e505
-class ChangingGallery(ShrinkingGallery):
-    "A gallery whose entries can be changed."
+class GalleryUpdate(ShrinkingGallery):
+    "A gallery whose entries can be replaced."
     def update(self,
         features, # (n, d)
         paths: Sequence, # n
@@ -565,6 +572,9 @@ class ChangingGallery(ShrinkingGallery):
         if old := set(names["path"]) & set(self.paths): self.remove(sorted(old))
         return self.add(x[last], *([column[i] for i in last] for column in names.values()))
 
+# %% ../../nbs/deployment/30_gallery.ipynb #9a85595e
+class GalleryNames(GalleryUpdate):
+    "A gallery whose cameras and people can get other names."
     def rename_camera(self,
         old: str, # its name in the gallery
         new: str, # another name; that of another camera joins them
@@ -626,7 +636,7 @@ class Hits:
         return out
 
 # %% ../../nbs/deployment/30_gallery.ipynb #e4a5d421
-class GalleryCameras(ChangingGallery):
+class GalleryCameras(GalleryNames):
     "Names of cameras to leave out become numbers."
     def _numbers_of(self,
         without: Sequence | str, # names of cameras, or one for all queries

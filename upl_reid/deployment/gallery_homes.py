@@ -231,6 +231,7 @@ def parquet_facts(
     if facts.get("format") != 1: raise DataError(f"{path} was written by a later version; read it with that version")
     return facts
 
+# %% ../../nbs/deployment/34_gallery_homes.ipynb #1475aad3
 def import_parquet(
     path: str | Path, # of `export_parquet`
     gallery: GalleryHome, # to add to; entries of the same paths are replaced

@@ -6,11 +6,12 @@
 __all__ = ['SCHEMA', 'INDEX_DIMENSIONS', 'LIST_OF_GALLERIES', 'TABLE', 'NEW_GALLERY', 'COLUMNS_OF_TABLE', 'INDEXES', 'HNSW',
            'CONDITIONS', 'NEAREST', 'FEW', 'WALK', 'WIDTHS', 'INCOMING', 'COPY', 'COPY_TYPES', 'STORE', 'IS_LARGE',
            'FIND', 'REWRITE', 'is_postgres', 'load_psycopg', 'split_address', 'name_bytes', 'name_text', 'name_key',
-           'names_of', 'PostgresConnection', 'PostgresStatements', 'PostgresTable', 'check_facts_fit', 'PostgresMade',
-           'PostgresFacts', 'PostgresStored', 'names_frame', 'PostgresRows', 'PostgresColumns', 'PostgresEntries',
-           'as_array', 'PostgresVectors', 'PostgresBatches', 'PostgresNearest', 'PostgresTuning', 'PostgresIndex',
-           'PostgresRowsStored', 'PostgresWriting', 'PostgresHits', 'PostgresHitTable', 'PostgresFilter',
-           'PostgresSearch', 'PostgresNamed', 'PostgresRemoval', 'PostgresChanges', 'PostgresGallery']
+           'names_of', 'PostgresConnection', 'PostgresStatements', 'PostgresQueries', 'PostgresTable',
+           'check_facts_fit', 'PostgresMade', 'PostgresFacts', 'PostgresStored', 'names_frame', 'PostgresRows',
+           'PostgresColumns', 'PostgresEntries', 'as_array', 'PostgresVectors', 'PostgresBatches', 'PostgresNearest',
+           'PostgresWidth', 'PostgresTuning', 'PostgresIndex', 'PostgresRowsStored', 'PostgresWriting', 'PostgresHits',
+           'PostgresHitTable', 'PostgresFilter', 'PostgresSearch', 'PostgresNamed', 'PostgresRemoval',
+           'PostgresChanges', 'PostgresGallery']
 
 # %% ../../nbs/deployment/32_postgres_gallery.ipynb #f63e121b
 import contextlib, hashlib, json, re, warnings
@@ -160,6 +161,9 @@ class PostgresStatements(PostgresConnection):
                 except (errors.DeadlockDetected, errors.SerializationFailure):
                     if last: raise
 
+# %% ../../nbs/deployment/32_postgres_gallery.ipynb #f343a680
+class PostgresQueries(PostgresStatements):
+    "Queries, and the end of the connection."
     def _rows(self, text, values=(), **more) -> list:
         "All rows of a query."
         with self._errors_in_words():
@@ -174,7 +178,7 @@ class PostgresStatements(PostgresConnection):
     def __exit__(self, *error) -> None: self.close()
 
 # %% ../../nbs/deployment/32_postgres_gallery.ipynb #e6299511
-class PostgresTable(PostgresStatements):
+class PostgresTable(PostgresQueries):
     "A gallery's table."
     dim: int                                                    # d
     model: str                                                  # digest of the model of its vectors
@@ -412,6 +416,9 @@ class PostgresNearest(PostgresBatches):
         found = self._change(work)
         return sorted(found, key=lambda row: (-row[1], row[0]))
 
+# %% ../../nbs/deployment/32_postgres_gallery.ipynb #49af2b9c
+class PostgresWidth(PostgresNearest):
+    "How widely the index is searched."
     def _search_width(self):
         "`ef_search`, 0 without an index, and the number of vectors when it was tuned."
         return self._rows("SELECT ef_search, built FROM {schema}.galleries WHERE name = %s", [self.name])[0]
@@ -425,8 +432,8 @@ class PostgresNearest(PostgresBatches):
 
 # %% ../../nbs/deployment/32_postgres_gallery.ipynb #38eea0ce
 WIDTHS = (40, 60, 100, 150, 250, 400, 650, 1000)
-class PostgresTuning(PostgresNearest):
-    "How widely the index is searched."
+class PostgresTuning(PostgresWidth):
+    "The search width that keeps the promised recall."
     def _tuned_width(self):
         "The smallest width that finds the promised share of the true ten nearest of a sample."
         ids = self._rows("SELECT id FROM {table} ORDER BY id")
