@@ -170,6 +170,7 @@ def identify(
     vectors = np.concatenate([x[own], np.reshape(np.asarray(others[0], np.float32), (-1, x.shape[1]))])
     kept, means = identity_means(vectors, [*named[own], *others[1]])
     limit = rate_threshold(calibration, rate, len(kept))
+    assert calibration is not None                                       # else the line above has raised
     free = np.flatnonzero(named == "")
     found, cosine = best_known(x[free], means, limit.cosine)
     names, score = _named(x, np.asarray(camids), rate_threshold(calibration, rate).cosine, links,
