@@ -145,3 +145,17 @@ def test_adapting_with_tracks_needs_tracks(home, capsys, tmp_path):
     code = main(["adapt", str(home/"crops"), str(tmp_path/"m.safetensors"), "--preset", "tiny", "--tracks"])
     err = capsys.readouterr().err.strip().splitlines()[-1]
     assert code == 1 and "--tracks is given, and no crop of" in err and "column track" in err
+
+
+def test_synthetic_crops_come_with_tracks_and_without_identities(tmp_path, capsys):
+    assert main(["synth", str(tmp_path/"mine"), "--preset", "tiny"]) == 0
+    truth = {r["path"]: r for r in rows_of(tmp_path/"mine/truth.csv")}
+    assert list(next(iter(truth.values()))) == ["path", "camid", "pid", "split", "time"]
+    for name in ("crops", "search"):
+        rows = rows_of(tmp_path/f"mine/{name}.csv")
+        assert list(rows[0]) == ["path", "camid", "time", "track"]
+        assert {r["path"] for r in rows} == {p for p in truth if p.startswith(f"{name}/")}
+        people = {}
+        for r in rows: people.setdefault((r["camid"], r["track"]), set()).add(truth[r["path"]]["pid"])
+        assert all(len(pids) == 1 for pids in people.values()) and len(people) < len(rows)
+        assert list_images(tmp_path/f"mine/{name}.csv").track.ne("").all()

@@ -105,11 +105,12 @@ def _copy_crops(
     rows = []
     for name, folder in (("train", "crops"), ("query", "search"), ("gallery", "search")):
         split = getattr(domain, name)
-        for i, (path, pid, cam) in enumerate(zip(split.paths, split.pids, split.camids)):
+        columns = split.paths, split.pids, split.camids, split.times, split.tracks
+        for i, (path, pid, cam, *seen) in enumerate(zip(*columns)):
             crop = Path(folder)/f"cam{cam + 1}"/f"{name[0]}{i:05d}{path.suffix}"
             (to/crop).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, to/crop)
-            rows.append((crop.as_posix(), f"cam{cam + 1}", pid, name, ""))
+            rows.append((crop.as_posix(), f"cam{cam + 1}", pid, name, *seen))
     return rows
 
 # %% ../nbs/cli.ipynb #1f7e0a1b
@@ -125,13 +126,17 @@ def synth(
         raise core.ConfigError(f"preset {a.preset!r} has {has}, not {a.network!r}; choose another network or preset")
     domain, part = experiments.open_domain(a.network, a.preset), out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        table = pd.DataFrame(_copy_crops(domain, part), columns=["path", "camid", "pid", "split", "time"])
-        table.to_csv(part/"truth.csv", index=False)
+        columns = ["path", "camid", "pid", "split", "time", "track"]
+        table = pd.DataFrame(_copy_crops(domain, part), columns=columns)
+        table[columns[:4]].assign(time="").to_csv(part/"truth.csv", index=False)
+        for name, own in (("crops", table.split == "train"), ("search", table.split != "train")):
+            table[own][["path", "camid", "time", "track"]].round(1).to_csv(part/f"{name}.csv", index=False)
         os.rename(part, out)
     finally: shutil.rmtree(part, ignore_errors=True)
     facts = dict(out=str(out), crops=len(domain.train), search=len(domain.query) + len(domain.gallery))
     return facts, (f"{facts['crops']:,} crops without identities in {out/'crops'}, {facts['search']:,} of other people "
-                   f"in {out/'search'}; identities: {out/'truth.csv'}"), 0
+                   f"in {out/'search'}; the same with tracks and times in crops.csv and search.csv; identities: "
+                   f"{out/'truth.csv'}"), 0
 
 # %% ../nbs/cli.ipynb #57cb89d0
 def _roots(a):

@@ -31,11 +31,11 @@ def group_crops(
     from upl_reid.methods.baseline import global_ways, possible_scales      # loaded here: a search needs no method
     x, cameras = torch.as_tensor(np.asarray(features, np.float32)), torch.as_tensor(np.asarray(camids))
     if len(x) < 2: return np.full(len(x), -1, np.int64)
-    if links is not None: x = links.means(x)
-    given = (x, cameras) if links is None else links.first(x, cameras)
+    scales, given = possible_scales(), [x, cameras]
+    if links is not None: # one row for each track, and first the numbers for few rows of a person
+        x, scales = links.means(x), scales[2:] + scales[:2]
+        given = links.first(x, cameras)
     if len(given[0]) < 2: return np.zeros(len(x), np.int64)
-    scales = possible_scales()
-    if links is not None: scales = scales[2:] + scales[:2]               # first those for few rows of a person
     ways = global_ways(scales, center=len(torch.unique(cameras)) > 1, eps=.5)
     labels = ways[choose_clustering(ways, *given)[0]](*given)
     return np.asarray(labels if links is None else links.link(links.spread(labels), x), np.int64)
@@ -164,17 +164,15 @@ def identify(
     taken: Sequence[str] = (), # further names that new identities must not have
 ) -> Identities:
     "An identity for each crop. Raises `ConfigError` without a calibration and for a rate that was not measured."
-    x = np.asarray(features, np.float32) if links is None else np.asarray(links.means(features), np.float32)
+    x = np.asarray(features if links is None else links.means(features), np.float32)
     named = np.array([""]*len(x) if given is None else given, object)
-    own = np.flatnonzero(named != "")
-    vectors = np.concatenate([x[own], np.reshape(np.asarray(others[0], np.float32), (-1, x.shape[1]))])
-    kept, means = identity_means(vectors, [*named[own], *others[1]])
+    own, free = np.flatnonzero(named != ""), np.flatnonzero(named == "")
+    elsewhere = np.reshape(np.asarray(others[0], np.float32), (-1, x.shape[1]))
+    kept, means = identity_means(np.concatenate([x[own], elsewhere]), [*named[own], *others[1]])
     limit = rate_threshold(calibration, rate, len(kept))
-    assert calibration is not None                                       # else the line above has raised
-    free = np.flatnonzero(named == "")
     found, cosine = best_known(x[free], means, limit.cosine)
-    names, score = _named(x, np.asarray(camids), rate_threshold(calibration, rate).cosine, links,
-                          (named, free, found, cosine, kept, taken))
+    within = rate_threshold(calibration, rate).cosine
+    names, score = _named(x, np.asarray(camids), within, links, (named, free, found, cosine, kept, taken))
     assert calibration is not None                                       # `rate_threshold` has raised otherwise
     confidence = np.where(named != "", 1., calibration.probability(score))
     confidence[names == UNKNOWN] = np.nan
