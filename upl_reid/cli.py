@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from upl_reid.deployment.embedder import Embedder
-    from upl_reid.deployment.gallery_homes import GalleryHome
+    from upl_reid.deployment.gallery_homes import FileGallery, GalleryHome
     from upl_reid.deployment.match_calibration import Calibration
 
 # %% ../nbs/cli.ipynb #40e53f8c

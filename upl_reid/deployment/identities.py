@@ -37,7 +37,7 @@ def group_crops(
         given = links.first(x, cameras)
     if len(given[0]) < 2: return np.zeros(len(x), np.int64)
     ways = global_ways(scales, center=len(torch.unique(cameras)) > 1, eps=.5)
-    labels = ways[choose_clustering(ways, *given)[0]](*given)
+    labels = ways[choose_clustering(ways, given[0], given[1])[0]](*given)
     return np.asarray(labels if links is None else links.link(links.spread(labels), x), np.int64)
 
 # %% ../../nbs/deployment/50_identities.ipynb #f9d54b0a
