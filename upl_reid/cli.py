@@ -589,7 +589,7 @@ def index_crops(
     "Bring a gallery up to date with listed images."
     cache = experiments.store_root()/"digests.sqlite"
     _, counts, bad = build_gallery(embedder, images, gallery, show_bars(a), lambda g: g.commit(), cache)
-    if not deployment.is_postgres(a.out): measure_gallery(gallery, embedder)
+    if isinstance(gallery, deployment.FileGallery): measure_gallery(gallery, embedder)
     gone = [] if deployment.is_postgres(a.out) else gone_entries(gallery)       # files of other machines are not here
     doubt = [images.attrs["doubt"]] if images.attrs["doubt"] else []
     notes = [*doubt, *images.attrs["notes"], *data.ignored_files(a.root), *gallery_notes(gallery, gone, Path(a.out))]

@@ -9,8 +9,8 @@ from hypothesis import given, strategies as st
 
 from upl_reid.core import DataError
 from upl_reid.deployment.adaptation_check import (LIMITS, camera_bias, cross_camera_share, effective_rank,
-                                                  keeps_cluster, partition_stability, quality_in_words, quality_of, random_cosine,
-                                                  warnings_of)
+                                                  keeps_cluster, partition_stability, quality_in_words,
+                                                  quality_of, random_cosine, warnings_of)
 
 labels = st.lists(st.tuples(st.integers(-1, 4), st.integers(-1, 4), st.integers(0, 2)), min_size=2, max_size=14)
 

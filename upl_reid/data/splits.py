@@ -36,7 +36,8 @@ def track_column(
     "The track of each image; -1: none. Raises `DataError` for numbers below -1, and for a track in two cameras."
     if tracks is None: return None
     column = integer_column(tracks, "tracks", len(camids))
-    if (column < -1).any(): raise DataError(f"tracks go down to {column.min()}; number them from 0, and write -1 for none")
+    if (column < -1).any():
+        raise DataError(f"tracks go down to {column.min()}; number them from 0, and write -1 for none")
     pairs = np.unique(np.stack([column, camids])[:, column >= 0], axis=1)
     tracks, cameras = np.unique(pairs[0], return_counts=True)
     if (cameras > 1).any():
@@ -51,7 +52,8 @@ def time_column(
     "The time of each image in seconds. Raises `DataError` for another length."
     if times is None: return None
     column = np.array(to_numpy(times), np.float64)
-    if column.shape != (n,): raise DataError(f"times have shape {column.shape} beside {n} paths; give one for each path")
+    if column.shape != (n,):
+        raise DataError(f"times have shape {column.shape} beside {n} paths; give one for each path")
     column[~np.isfinite(column)] = np.nan
     column.setflags(write=False)
     return None if np.isnan(column).all() else column
