@@ -37,7 +37,7 @@ SLOW = {
     "deployment/test_gallery.py": "test_many_hits_are_found_too",
     "deployment/test_gallery_search.py": "test_a_small_gallery_is_searched_without_large_libraries",
     "deployment/test_browse.py": "test_a_real_browser_clicks_and_types",
-    "deployment/test_gallery_commands.py": "test_a_load_of_writers_and_searchers_loses_nothing saved",
+    "deployment/test_gallery_commands.py": "test_a_load_of_writers_and_searchers_loses_nothing",
     "deployment/test_gallery_homes.py": "test_without_its_packages_a_database_is_one_sentence",
     "deployment/test_postgres_gallery.py": """
         test_writers_at_once_lose_nothing test_a_killed_writer_leaves_nothing_half_written

@@ -16,7 +16,7 @@ from typing import Any, Callable, Iterator, Sequence, TYPE_CHECKING
 from urllib.parse import parse_qs, quote
 
 from ..core import any_names, ConfigError, DataError, given_path, printable_text, RunError
-from .gallery import certainty, moment, PAGE_STYLE, page_text, thumbnail_jpeg
+from .gallery import certainty, moment, PAGE_STYLE, thumbnail_jpeg
 from .gallery_homes import ReadableGallery
 from .postgres_gallery import is_postgres, split_address
 
@@ -122,16 +122,18 @@ BASE = """<!DOCTYPE html>
 # %% ../../nbs/deployment/36_browse.ipynb #af156b3c
 PICTURE = """{% macro picture(e, line) %}<figure><a href="/hits/{{ e.position }}"><img src="/thumbnail/{{ e.position }}"
 alt="{{ e.path|file }}, camera {{ e.camera or 'unknown' }}"></a>
-<figcaption>{% if line %}{{ line }}<br>{% endif %}{{ e.time|name }}<br>{{ e.path|file|name }}</figcaption></figure>
+<figcaption>{% if line %}<bdi>{{ line|shown }}</bdi><br>{% endif %}<bdi>{{ e.time|shown }}</bdi><br>
+<bdi>{{ e.path|file|shown }}</bdi></figcaption></figure>
 {% endmacro %}"""
 ALL = """{% extends "base" %}{% from "picture" import picture %}{% block content %}
 <p>{{ count }} pictures, answers about {{ answered }} pairs. Choose a picture to see its hits.</p>
-<ul class="hits">{% for e in entries %}<li>{{ picture(e, e.camera|name) }}</li>{% endfor %}</ul>
+<ul class="hits">{% for e in entries %}<li>{{ picture(e, e.camera) }}</li>{% endfor %}</ul>
 <nav aria-label="more pictures">{% if start %}<a href="/?start={{ earlier }}">earlier ones</a>{% endif %}
 {% if more %}<a href="/?start={{ later }}">further ones</a>{% endif %}</nav>{% endblock %}"""
 HITS = """{% extends "base" %}{% from "picture" import picture %}{% block content %}
-<ul class="hits"><li class="query">{{ picture(query, query.camera|name) }}</li></ul>
-{% for camera, hits in cameras %}<section><h2>Camera {{ camera|name if camera else "unknown" }}</h2><ol class="hits">
+<ul class="hits"><li class="query">{{ picture(query, query.camera) }}</li></ul>
+{% for camera, hits in cameras %}<section>
+<h2>Camera {% if camera %}<bdi>{{ camera|shown }}</bdi>{% else %}unknown{% endif %}</h2><ol class="hits">
 {% for e in hits %}<li id="hit-{{ e.position }}" class="{{ e.answer }}">{{ picture(e, e.certainty) }}
 <form method="post" action="/confirm">
 <input type="hidden" name="token" value="{{ token }}"><input type="hidden" name="first" value="{{ query.position }}">
@@ -146,8 +148,9 @@ aria-label="{{ label }}: {{ e.path|file }}, {{ e.certainty }}">{{ label }}</butt
 # %% ../../nbs/deployment/36_browse.ipynb #bc79a40a
 PEOPLE = """{% extends "base" %}{% from "picture" import picture %}{% block content %}
 {% if not people %}<p>No picture of this gallery has an identity.</p>{% endif %}
-{% for person, cameras in people %}<section><h2>{{ person|name }}</h2>
-<table><tbody>{% for camera, entries in cameras %}<tr><th scope="row">{{ camera|name if camera else "unknown" }}</th>
+{% for person, cameras in people %}<section><h2><bdi>{{ person|shown }}</bdi></h2>
+<table><tbody>{% for camera, entries in cameras %}<tr>
+<th scope="row">{% if camera %}<bdi>{{ camera|shown }}</bdi>{% else %}unknown{% endif %}</th>
 <td><ol class="hits">{% for e in entries %}<li>{{ picture(e, "") }}</li>{% endfor %}</ol></td></tr>{% endfor %}
 </tbody></table></section>{% endfor %}{% endblock %}"""
 ANSWERS = (("same", "same person"), ("different", "another person"))
@@ -155,10 +158,9 @@ ANSWERS = (("same", "same person"), ("different", "another person"))
 def make_templates() -> Any: # jinja2 environment
     "The templates of all pages."
     from jinja2 import DictLoader, Environment
-    from markupsafe import Markup
     pages = dict(base=BASE, picture=PICTURE, all=ALL, hits=HITS, people=PEOPLE)
     templates = Environment(loader=DictLoader(pages), autoescape=True)
-    templates.filters["name"] = lambda text: Markup(page_text(text))
+    templates.filters["shown"] = lambda text: printable_text(text, 500)
     templates.filters["file"] = lambda path: printable_text(Path(path).name, 500)
     return templates
 
@@ -268,10 +270,10 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin", "X-Frame-Options": "DENY"}
 
 def load_fastapi() -> Any: # fastapi
-    "The package fastapi. Raises `ConfigError` if it, jinja2 or uvicorn is not installed."
-    try: import fastapi, jinja2, uvicorn  # noqa: F401  used later
+    "The package fastapi. Raises `ConfigError` if it or uvicorn is not installed."
+    try: import fastapi, uvicorn  # noqa: F401  used later
     except ImportError as e:
-        raise ConfigError(f"the page needs FastAPI, Jinja2 and uvicorn ({printable_text(e)}); "
+        raise ConfigError(f"the page needs FastAPI and uvicorn ({printable_text(e)}); "
                           "install them with pip install 'upl-reid[browse]'") from None
     return fastapi
 
@@ -292,7 +294,7 @@ def add_guard(
     cookie: str, # its name
 ) -> None:
     "Refuse requests of others; move the token from the address into a cookie; add headers."
-    from starlette.responses import PlainTextResponse, RedirectResponse
+    from fastapi.responses import PlainTextResponse, RedirectResponse
     @app.middleware("http")
     async def guard(request, call_next):
         if not is_allowed(request, token, cookie):
@@ -309,7 +311,7 @@ def in_html(
     make: Callable, # makes a page
 ) -> Any: # Starlette response
     "A page, or one sentence about what is not there (404) or failed (503)."
-    from starlette.responses import HTMLResponse, PlainTextResponse
+    from fastapi.responses import HTMLResponse, PlainTextResponse
     try: return HTMLResponse(make())
     except DataError as e: return PlainTextResponse(str(e), 404)
     except RunError as e: return PlainTextResponse(str(e), 503)
@@ -320,7 +322,7 @@ def add_pages(
     pages: BrowsePages, # to serve
 ) -> None:
     "The addresses that show something."
-    from starlette.responses import Response
+    from fastapi.responses import Response
     @app.get("/")
     def all_pictures(start: int = 0): return in_html(lambda: pages.all_page(max(0, start)))
     @app.get("/hits/{position}")
@@ -358,8 +360,8 @@ def add_answers(
 ) -> None:
     "The address that stores an answer."
     from fastapi import Request
-    from starlette.concurrency import run_in_threadpool
-    from starlette.responses import PlainTextResponse, RedirectResponse
+    from fastapi.concurrency import run_in_threadpool
+    from fastapi.responses import PlainTextResponse, RedirectResponse
     @app.post("/confirm")
     async def confirm(request: Request):
         body = (await request.body())[:10_000].decode("utf-8", "replace")

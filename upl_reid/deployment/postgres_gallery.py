@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'INDEX_DIMENSIONS', 'LIST_OF_GALLERIES', 'TABLE', 'NEW_GALLERY', 'COLUMNS_OF_TABLE', 'INDEXES', 'HNSW',
-           'CONDITIONS', 'NEAREST', 'FEW', 'WALK', 'WIDTHS', 'INCOMING', 'COPY', 'COPY_TYPES', 'STORE', 'IS_LARGE',
-           'FIND', 'REWRITE', 'is_postgres', 'load_psycopg', 'split_address', 'name_bytes', 'name_text', 'name_key',
-           'names_of', 'PostgresConnection', 'PostgresStatements', 'PostgresQueries', 'PostgresTable',
+           'CONDITIONS', 'NEAREST', 'FEW', 'WALK', 'WIDTHS', 'MEMORY', 'INCOMING', 'COPY', 'COPY_TYPES', 'STORE',
+           'IS_LARGE', 'FIND', 'REWRITE', 'is_postgres', 'load_psycopg', 'split_address', 'name_bytes', 'name_text',
+           'name_key', 'names_of', 'PostgresConnection', 'PostgresStatements', 'PostgresQueries', 'PostgresTable',
            'check_facts_fit', 'PostgresMade', 'PostgresFacts', 'PostgresStored', 'names_frame', 'PostgresRows',
            'PostgresColumns', 'PostgresEntries', 'as_array', 'PostgresVectors', 'PostgresBatches', 'PostgresNearest',
            'PostgresWidth', 'PostgresTuning', 'PostgresIndex', 'PostgresRowsStored', 'PostgresWriting', 'PostgresHits',
@@ -432,6 +432,10 @@ class PostgresWidth(PostgresNearest):
 
 # %% ../../nbs/deployment/32_postgres_gallery.ipynb #38eea0ce
 WIDTHS = (40, 60, 100, 150, 250, 400, 650, 1000)
+MEMORY = """
+SELECT set_config('maintenance_work_mem', %s, true)
+WHERE pg_size_bytes(current_setting('maintenance_work_mem')) < pg_size_bytes(%s)"""
+
 class PostgresTuning(PostgresWidth):
     "The search width that keeps the promised recall."
     def _tuned_width(self):
@@ -456,6 +460,8 @@ class PostgresIndex(PostgresTuning):
         if count <= 4*built: return
         def work(cursor):
             cursor.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [f"upl_reid.{self.name}"])
+            megabytes = min(2000, 16 + count*(4*self.dim + 500)//700_000)       # the graph and some room
+            cursor.execute(MEMORY, [f"{megabytes}MB"]*2)
             cursor.execute(self._format(HNSW, index=self._index_name("hnsw")))
         self._change(work)
         width = self._tuned_width()
