@@ -990,7 +990,8 @@ def as_path(
     return core.given_path(text)
 
 # %% ../nbs/cli.ipynb #c1de000f
-PRESET_NAMES = "tiny", "demo", "gpu", "paper", "photo"
+PRESET_NAMES = ("tiny", "demo", "gpu", "paper", "photo", "paper-p2lr", "paper-inclr", "paper-cgc",
+                "paper-mspl")
 CROPS = argument("root", help="folder of crops (sub-folders are cameras), or a table "
                         "path,camid[,pid][,split][,time][,track]")
 MODEL = argument("model", help="model file, or a run's folder")

@@ -36,6 +36,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "cell_text", "describe_crops", "model_card"],
     "timm_export": ["fold_neck", "timm_state", "export_timm"],
     "identities": ["UNKNOWN", "group_crops", "member_cosines", "Threshold", "rate_threshold", "identity_means",
-        "name_key", "best_known", "new_names", "settle_groups", "Identities", "identify", "relative_name",
+        "natural_key", "best_known", "new_names", "settle_groups", "Identities", "identify", "relative_name",
         "write_identities", "read_known", "pair_quality", "open_set_quality", "nearest_crops", "linked_crops"],
 })
