@@ -45,7 +45,7 @@ def naive(queries, x, k, good=lambda q, i: True):
 def found(hits, count): return [[int(p[1:]) for p in hits.path[hits["query"] == q]] for q in range(count)]
 
 
-def plain(value): return "" if callable(value) else str(value)         # equal in every process, as a function's name is not
+def plain(value): return "" if callable(value) else str(value)   # equal in every process, unlike a function's
 
 
 @pytest.mark.parametrize("filters, good", [
