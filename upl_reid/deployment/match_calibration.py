@@ -187,7 +187,8 @@ def cluster_images(
     import torch                                            # loaded here: a search needs neither it nor the methods
     from upl_reid.components.label_choice import choose_clustering
     from upl_reid.methods.baseline import global_ways, SCALES
-    x, cameras = torch.as_tensor(np.asarray(to_numpy(features), np.float32)), torch.as_tensor(to_numpy(camids))
+    x = torch.from_numpy(np.array(to_numpy(features), np.float32))          # a copy, which torch may write to
+    cameras = torch.from_numpy(np.array(to_numpy(camids)))
     scales = list(SCALES) if size is None else [min(SCALES, key=lambda scale: abs(scale["k1"] - size))]
     ways = global_ways(scales, center=True, eps=.5)
     way = ways[choose_clustering(ways, x, cameras, splits=1)[0] if len(ways) > 1 else 0]
