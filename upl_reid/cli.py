@@ -576,7 +576,9 @@ def measure_gallery(
     "The model's thresholds, raised to those that the gallery's own pictures show."
     if not embedder.calibration: return
     own = deployment.measure_thresholds(embedder.calibration, gallery.vectors, gallery.codes)
-    gallery.calibration = own or embedder.calibration
+    told = own or embedder.calibration
+    if told == gallery.calibration: return                               # the file has been written with it
+    gallery.calibration = told
     gallery.commit()
 
 # %% ../nbs/cli.ipynb #ee06b1b1

@@ -128,3 +128,19 @@ def test_a_gallery_that_cannot_measure_keeps_the_models(case):
     if case == "one camera": cam = cam*0
     if case == "no clusters": x, cam = unit(np.random.default_rng(0).normal(size=(600, 300))), np.arange(600) % 2
     assert measure_thresholds(Calibration(9, -5, (.1, .2, .3)), x, cam) is None
+
+
+def test_index_keeps_the_thresholds_that_a_gallery_measured_and_writes_them_once(tmp_path):
+    from types import SimpleNamespace
+
+    from upl_reid.cli import measure_gallery
+    from upl_reid.deployment import open_gallery
+    x, who, cam = people_of(300, 4, 5)
+    model = SimpleNamespace(calibration=Calibration(9, -5, (-.2, -.1, 0)))
+    with open_gallery(tmp_path/"g.safetensors", dim=32, calibration=model.calibration, change=True) as gallery:
+        gallery.add(x, [f"p{i}" for i in range(len(x))], [f"c{c}" for c in cam]).commit()
+        measure_gallery(gallery, model)
+        kept, gallery.commit = gallery.calibration, None                 # a second writing would fail
+        measure_gallery(gallery, model)
+    with open_gallery(tmp_path/"g.safetensors") as gallery: assert gallery.calibration == kept
+    assert kept.thresholds == pytest.approx(fit_calibration(x, who, cam).thresholds[:3], abs=.03)
