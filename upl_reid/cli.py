@@ -11,7 +11,8 @@ __all__ = ['core', 'MARK', 'PRESET_NAMES', 'CROPS', 'MODEL', 'DEVICE', 'PATTERN'
            'count_images', 'left_out_lines', 'file_is_gone', 'gone_entries', 'gallery_notes', 'gallery_to_write',
            'measure_gallery', 'index_crops', 'index_parquet', 'threshold_lines', 'index', 'entry_name', 'check_forget',
            'forget_notes', 'forget', 'as_lines', 'own_camera', 'search', 'browse', 'is_identities', 'identities',
-           'export', 'run', 'reports', 'argument', 'as_path', 'make_parser', 'print_text', 'to_json_value', 'main']
+           'export', 'run', 'records', 'reports', 'argument', 'as_path', 'make_parser', 'print_text', 'to_json_value',
+           'main']
 
 # %% ../nbs/cli.ipynb #98318773
 import argparse, json, math, numbers, os, shlex, shutil, sys, tempfile, warnings
@@ -960,6 +961,19 @@ def run(
     if "mAP" in done.metrics: score = f"mAP {100*done.metrics['mAP']:.1f}"
     return dict(run=done.id, path=str(done.path), metrics=done.metrics), f"{done}: {score}, in {done.path}", 0
 
+# %% ../nbs/cli.ipynb #8a628dfd
+def records(
+    a: argparse.Namespace, # parsed arguments
+) -> tuple: # dict for JSON, text, exit code
+    "Write the records of the store's finished runs, and those of other machines, into one small file in the store."
+    missing = [str(path) for path in a.archives if not path.is_file()]
+    if missing: raise core.ConfigError(f"no file {missing[0]}; give a records.sqlite that this command wrote elsewhere")
+    store = experiments.store_root()
+    facts = experiments.pack_store(store, a.archives)
+    lines = [f"{facts['records']:,} runs in {store/experiments.RECORDS}"]
+    if facts["left_out"]: lines += [f"left out, since their config.json cannot be read: {', '.join(facts['left_out'])}"]
+    return dict(facts, file=str(store/experiments.RECORDS)), "\n".join(lines), 0
+
 # %% ../nbs/cli.ipynb #d7fe2ae2
 def reports(
     a: argparse.Namespace, # parsed arguments
@@ -1098,6 +1112,7 @@ COMMANDS: dict[Callable, tuple] = {
     run: (*TRAINING, argument("--target", default="campus", help="domain without labels"),
           argument("--target-root", default="", help="its folder, for real data"),
           argument("--method", default="upl", help="a registered method, or pretrain for stage 1 alone")),
+    records: (argument("archives", nargs="*", type=as_path, metavar="FILE", help="records.sqlite of another store"),),
     reports: REPORTS,
 }
 

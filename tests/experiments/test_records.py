@@ -10,9 +10,11 @@ from upl_reid.core import RunError
 from upl_reid.experiments.config import RunConfig
 from upl_reid.experiments.label_analysis import finished_runs
 from upl_reid.experiments.records import (archived_runs, ArchivedRun, keep_records, local_folder, noted, read_archive,
-    read_setting, RECORDS, report_folder, ReportSetting, setting_in_text, write_setting)
-from upl_reid.experiments.runs import Run
-from upl_reid.experiments.tables import add_differences, open_table, provenance_table, tabulate_runs, write_report
+    read_setting, RECORDS, report_folder, ReportSetting, setting_in_text, stored_runs, write_setting)
+from upl_reid.experiments.runs import (features_to_rank, get_run, open_domain, plain_scores, Run, score_retrieval,
+    WAYS_TO_RANK)
+from upl_reid.experiments.tables import (add_differences, open_table, pack_store, provenance_table, rank_again,
+    tabulate_runs, write_report)
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAME = pd.DataFrame(dict(a=[1]))
@@ -245,3 +247,46 @@ def test_the_committed_table_4_and_smaller_runs(tmp_path, monkeypatch, change, f
 
 def test_local_reports_are_ignored_by_git():
     assert "/reports/local/" in (ROOT/".gitignore").read_text().splitlines()
+
+
+# ---- records in a store
+
+def test_a_table_goes_on_from_the_records_in_its_store(project, monkeypatch):
+    text, numbers, *_ = report_of(open_table(dict(GIVEN), set()))
+    store, reports = project/"runs", project/"reports"
+    shutil.move(reports/RECORDS, store/RECORDS)
+    for path in reports.iterdir(): path.unlink()
+    some = sorted(p.parent for p in store.glob("*/metrics.json"))[:5]
+    for path in some: shutil.rmtree(path)
+    monkeypatch.setattr("upl_reid.experiments.workers.get_run", None)              # nothing is trained
+    again = report_of(open_table(dict(GIVEN), set()))
+    pd.testing.assert_frame_equal(again[0], text)
+    pd.testing.assert_frame_equal(again[1], numbers)
+    assert "5 of 12 runs from records (runs/records.sqlite) |" in again[3]         # seven folders are there
+    assert (reports/"t.md").exists() and len(read_archive(reports/RECORDS)) == 12  # a full report, with all its records
+    (store/RECORDS).unlink()
+    with pytest.raises(TypeError): report_of(open_table(dict(GIVEN), set()))       # now the five would be trained
+
+
+def test_records_of_stores_are_merged(tmp_path):
+    one, two = tmp_path/"one", tmp_path/"two"
+    configs = [RunConfig("tiny", "plaza", "campus", "direct", seed=seed) for seed in (0, 1)]
+    runs = [get_run(c, device="cpu", store=s, progress=False) for c, s in zip(configs, (one, two))]
+    score = runs[0].metrics["mAP"]
+    (two/"odd").mkdir()
+    (two/"odd"/"metrics.json").write_text("{}")
+    assert pack_store(one) == dict(records=2, left_out=[])                         # the run and its pretraining
+    assert pack_store(two, [one/RECORDS]) == dict(records=4, left_out=["odd"])
+    content = (two/RECORDS).read_bytes()
+    assert pack_store(two)["records"] == 4 and (two/RECORDS).read_bytes() == content
+    shutil.rmtree(one)
+    light = stored_runs(configs, store=two)
+    assert [type(r) for r in light] == [ArchivedRun, Run] and light[0].metrics["mAP"] == score
+    domain = open_domain("campus", "tiny", None, two)
+    for how in WAYS_TO_RANK:                                                        # the record has what needs features
+        kept = rank_again(light[0], domain, how).metrics
+        if how == "plain": assert kept["mAP"] == score
+    features = score_retrieval(features_to_rank(runs[1], domain, "reranked"), domain, "reranked")
+    expected = plain_scores(features, domain)["mAP"]
+    packed, = archived_runs(configs[1:], [two/RECORDS], None, two)
+    assert rank_again(packed, domain, "reranked").metrics["mAP"] == expected

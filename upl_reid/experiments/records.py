@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RECORDS', 'COLUMNS', 'ReportSetting', 'write_setting', 'usual_domains', 'read_setting', 'setting_in_text',
            'may_replace', 'changed_extra', 'local_folder', 'report_folder', 'shown_path', 'place_in_words', 'pack',
-           'unpack', 'record_of', 'read_archive', 'build_archive', 'shown_runs', 'keep_records', 'ArchivedRun',
-           'archived_config', 'archived_runs', 'related_runs', 'noted']
+           'unpack', 'record_of', 'read_archive', 'build_archive', 'shown_runs', 'merge_rows', 'keep_records',
+           'ArchivedRun', 'archived_config', 'archived_runs', 'stored_runs', 'related_runs', 'noted']
 
 # %% ../../nbs/experiments/25_records.ipynb #d01ce88a
 import json, re, sqlite3, zlib
@@ -22,7 +22,8 @@ from torch import nn
 
 from ..core import ConfigError, project_root, read_rows, RunError, write_atomic
 from .config import FORMAT2_NETWORKS, PRESETS, RunConfig
-from .runs import Run, run_path, waiting_lock
+from .runs import Run, run_path, run_paths, waiting_lock
+from .workers import get_runs
 
 # %% ../../nbs/experiments/25_records.ipynb #85f702d8
 @dataclass(frozen=True)
@@ -153,9 +154,10 @@ def unpack(
     return json.loads(zlib.decompress(blob))
 
 def record_of(
-    run: Run, # finished, with its folder
+    run: Run, # finished, with its folder or from an archive
 ) -> dict: # column -> value
     "One row of the archive."
+    if isinstance(run, ArchivedRun): return {**run.row, "notes": pack(run.notes)}
     c, metrics = run.config, run.metrics
     return dict(id=run.id, preset=c.preset, source=c.source, target=c.target, method=c.method,
                 method_args=json.dumps(c.method_args, sort_keys=True), seed=c.seed, mAP=metrics.get("mAP"),
@@ -197,22 +199,31 @@ def shown_runs(
     stored = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     return {name for setting in stored for name in setting.get("runs", [])}
 
-def keep_records(
+def merge_rows(
     archive: Path, # .sqlite, made if absent
-    runs: Iterable[Run], # of the report that was just written
+    rows: Iterable[dict], # of `record_of`; notes of a run that is there are merged
+    shown: Callable | None = None, # gives the identifiers to keep; None: all
 ) -> None:
-    "Merge the records of runs into an archive, and drop runs that no report beside it shows."
+    "Merge rows into an archive. Several processes may do so at once."
     archive.parent.mkdir(parents=True, exist_ok=True)
     with waiting_lock(archive.with_name(f".{archive.name}.lock"), archive.name):
         before = read_archive(archive)
         after = dict(before)
-        for run in runs:
-            row, known = record_of(run), after.get(run.id)
-            if known: row["notes"] = pack({**unpack(known["notes"]), **unpack(row["notes"])})
-            after[run.id] = row
-        shown = shown_runs(archive.parent)
-        after = {name: after[name] for name in sorted(after) if name in shown}
+        for row in rows:
+            known = after.get(row["id"])
+            notes = {**unpack(known["notes"]), **unpack(row["notes"])} if known else unpack(row["notes"])
+            after[row["id"]] = {**row, "notes": pack(notes)}
+        keep = shown() if shown else set(after)
+        after = {name: after[name] for name in sorted(after) if name in keep}
         if after != before: write_atomic(archive, lambda part: build_archive(part, after.values()))
+
+def keep_records(
+    archive: Path, # .sqlite in a folder of reports, made if absent
+    runs: Iterable[Run], # of the report that was just written
+) -> None:
+    "Merge the records of runs into an archive, and drop runs that no report beside it shows."
+    merge_rows(archive, map(record_of, runs), lambda: shown_runs(archive.parent))
+
 
 # %% ../../nbs/experiments/25_records.ipynb #54de9ce0
 class ArchivedRun(Run):
@@ -236,7 +247,8 @@ class ArchivedRun(Run):
 
     def lacks(self, what: str) -> RunError:
         place = shown_path(self.archive)
-        return RunError(f"{self} is read from {place}, which has no {what}; run without -p records true")
+        return RunError(f"{self} is read from {place}, which has no {what}; train it anew: without -p records true, "
+                        f"or with {RECORDS} taken out of the store")
 
     def rounds(self, last: int = 0) -> list: raise self.lacks("features of clusterings")
     def test_features(self) -> dict: raise self.lacks("features of test images")
@@ -268,15 +280,35 @@ def archived_runs(
                        "run without -p records true to train them")
     return [ArchivedRun(c, *rows[name]) for c, name in zip(configs, names)]
 
+# %% ../../nbs/experiments/25_records.ipynb #80a95545
+def stored_runs(
+    configs: list, # of RunConfig
+    *,
+    device: str = "auto", # where to train
+    roots: dict | None = None, # domain -> folder, for real data
+    store: Path, # of runs, perhaps with `RECORDS`
+) -> list: # of Run, in the order of `configs`
+    "Runs from the folders of a store or from the records in it; what is in neither is trained, see `get_runs`."
+    known, paths = read_archive(store/RECORDS), run_paths(configs, roots, store)
+    light = [c for c, path in paths.items() if path.name in known and not (path/"metrics.json").exists()]
+    found: dict = {c: ArchivedRun(c, store/RECORDS, known[paths[c].name]) for c in light}
+    rest = [c for c in paths if c not in found]
+    needed = {"weights", "start", *(name for c in rest for name in (c.source, c.target))}
+    given = {name: root for name, root in (roots or {}).items() if name in needed}
+    found |= zip(rest, get_runs(rest, device=device, roots=given, store=store))
+    return [found[c] for c in configs]
+
 # %% ../../nbs/experiments/25_records.ipynb #79bec720
 def related_runs(
     run: Run, # finished; its store or archive is searched
     config: RunConfig, # wanted
 ) -> list: # of Run: one for each set of real data
-    "Finished runs of a configuration in the place that another run is from."
-    if isinstance(run, ArchivedRun):
-        return [ArchivedRun(config, run.archive, row) for row in read_archive(run.archive, config.id).values()]
-    return [Run(config, path) for path in run.path.parent.glob(f"{config.id}*") if (path/"metrics.json").exists()]
+    "Finished runs of a configuration in the place that another run is from: folders of a store, and records in it."
+    archive = run.archive if isinstance(run, ArchivedRun) else run.path.parent/RECORDS
+    paths = [path for path in archive.parent.glob(f"{config.id}*") if (path/"metrics.json").exists()]
+    rows = read_archive(archive, config.id)
+    for path in paths: rows.pop(path.name, None)
+    return [*(Run(config, path) for path in paths), *(ArchivedRun(config, archive, row) for row in rows.values())]
 
 # %% ../../nbs/experiments/25_records.ipynb #be5baf60
 def noted(

@@ -8,10 +8,10 @@ __all__ = ['INTERACTIVE', 'PARAMETERS', 'OPTIONAL', 'MEASURES', 'check_parameter
            'collect_runs', 'mean_and_std', 'measured_values', 'published_order', 'tabulate_runs', 'draw_seeds',
            'compare_map', 'in_words', 'differences_to_full', 'add_differences', 'method_rows', 'outside_rows',
            'training_inputs', 'describe_rows', 'rate_in_words', 'set_in_words', 'budget_in_words', 'Evaluation',
-           'plain_run', 'rank_again', 'evaluate_again', 'rows_of_direction', 'place_of_full', 'share_in_words',
-           'rank_in_words', 'standing_in_words', 'evidence_in_words', 'one_direction', 'both_counts', 'images_per_pair',
-           'explain_total', 'started_from', 'all_runs', 'time_in_words', 'session_rows', 'provenance_table',
-           'write_report', 'to_markdown']
+           'plain_run', 'rank_again', 'evaluate_again', 'finished_in', 'pack_store', 'rows_of_direction',
+           'place_of_full', 'share_in_words', 'rank_in_words', 'standing_in_words', 'evidence_in_words',
+           'one_direction', 'both_counts', 'images_per_pair', 'explain_total', 'started_from', 'all_runs',
+           'time_in_words', 'session_rows', 'provenance_table', 'write_report', 'to_markdown']
 
 # %% ../../nbs/experiments/30_tables.ipynb #cb27accf
 import itertools, tempfile, time
@@ -31,10 +31,11 @@ from ..data.splits import Domain, Split
 from ..evaluation.retrieval import bootstrap_interval
 from upl_reid.experiments.config import (is_outside, load_methods, load_plugins, NETWORK, Preset, PRESETS,
     RunConfig)
-from .records import (archived_runs, ArchivedRun, keep_records, local_folder, noted, place_in_words,
-    RECORDS, related_runs, report_folder, ReportSetting, shown_path, write_setting)
+from upl_reid.experiments.records import (archived_runs, ArchivedRun, keep_records, local_folder, merge_rows, noted,
+    place_in_words, read_archive, record_of, RECORDS, related_runs, report_folder, ReportSetting, shown_path,
+    stored_runs, write_setting)
 from .runs import (describe_environment, features_to_rank, open_domain, plain_scores,
-    pretraining_configs, Run, run_paths, score_retrieval, store_root)
+    pretraining_configs, Run, run_paths, score_retrieval, store_root, WAYS_TO_RANK)
 from .workers import get_runs
 from ..training.method import Budget, Method
 
@@ -119,8 +120,8 @@ class TableRuns(TableOrigin):
         seeds: list | None = None, # None: the table's
         directions: list | None = None, # of (source, target); None: the table's
     ) -> dict: # (row, source, target) -> list of Run, one a seed
-        "All runs of some rows: loaded from the store, resumed or trained; with `records`, read from the archive."
-        get: Callable = partial(get_runs, device=self.device)
+        "All runs of some rows: from the store, resumed or trained; with `records`, from the archive of reports."
+        get: Callable = partial(stored_runs, device=self.device)
         if self.records: get = partial(archived_runs, archives=self.archives)
         return collect_runs(rows, directions or self.directions, seeds or self.seeds, self.preset, get,
                             network=self.network, roots=self.roots, store=self.store)
@@ -211,7 +212,7 @@ def collect_runs(
     directions: list, # of (source, target)
     seeds: list, # of int
     preset: str, # of `PRESETS`
-    get: Callable = get_runs, # list of RunConfig -> list of Run: `get_runs` or `archived_runs`
+    get: Callable = get_runs, # list of RunConfig -> list of Run: `get_runs`, `stored_runs` or `archived_runs`
     network: dict | None = None, # fields of `RunConfig` that replace the preset's network
     **kwargs, # of `get`: device, roots, store
 ) -> dict: # (row, source, target) -> list of Run, one a seed
@@ -486,6 +487,32 @@ def evaluate_again(
             if ranked == row: out[new, s, t] = [rank_again(r, domain(t), how) for r in group]
     return out
 
+# %% ../../nbs/experiments/30_tables.ipynb #56ac0c0b
+def finished_in(
+    store: Path, # of runs
+) -> tuple: # list of Run, list of names of folders whose configuration cannot be read
+    "The finished runs of a store, pretraining included."
+    runs, unread = [], []
+    for path in sorted(metrics.parent for metrics in store.glob("*/metrics.json")):
+        try: runs.append(Run(RunConfig.read(path/"config.json"), path))
+        except (ConfigError, OSError): unread.append(path.name)
+    return runs, unread
+
+def pack_store(
+    store: Path, # of runs
+    archives: Iterable[Path] = (), # further files of records, of other machines
+) -> dict: # number of records, and names of folders left out because their configuration cannot be read
+    "Write the records of a store's finished runs, and those of other archives, into the store."
+    known, (runs, unread) = read_archive(store/RECORDS), finished_in(store)
+    new = [run for run in runs if run.id not in known]
+    for run in new:
+        if "-" in run.id or not run.config.target: continue
+        domain = open_domain(run.config.target, run.config.preset, None, store)
+        for how in WAYS_TO_RANK: rank_again(run, domain, how)
+    others = [row for path in archives for row in read_archive(path).values()]
+    merge_rows(store/RECORDS, [*others, *map(record_of, new)])
+    return dict(records=len(read_archive(store/RECORDS)), left_out=unread)
+
 # %% ../../nbs/experiments/30_tables.ipynb #dacdbcb4
 def rows_of_direction(
     runs: dict, # (row, source, target) -> list of Run
@@ -643,11 +670,13 @@ def time_in_words(
     seconds: float, # wall time of the notebook
 ) -> str:
     "Seconds of training and of the notebook, and whether the runs were read from records."
-    took, archived = f"this notebook took {seconds:.0f} s", {r.archive for r in runs if isinstance(r, ArchivedRun)}
+    took, archived = f"this notebook took {seconds:.0f} s", [r.archive for r in runs if isinstance(r, ArchivedRun)]
     if not runs: return took
     trained = f"{sum(r.metrics['seconds'] for r in runs):.0f} s of training, summed over runs; {took}"
-    if archived: return f"{trained}, all runs from records ({', '.join(map(shown_path, archived))}), none trained here"
-    return f"{trained}, with what the store already had"
+    if not archived: return f"{trained}, with what the store already had"
+    count = "all" if len(archived) == len(runs) else f"{len(archived)} of {len(runs)}"
+    nothing = ", none trained here" if len(archived) == len(runs) else ""
+    return f"{trained}, {count} runs from records ({', '.join(map(shown_path, dict.fromkeys(archived)))}){nothing}"
 
 def session_rows(
     sessions: list, # of `describe_environment`
@@ -691,7 +720,7 @@ def write_report(
 ) -> Path: # of the markdown file
     "Write a report, each file whole or not at all, to reports/ or to reports/local/, and print where."
     shown = all_runs(runs)
-    archived = any(isinstance(r, ArchivedRun) for r in shown)
+    archived = any(isinstance(r, ArchivedRun) and r.archive.is_relative_to(reports) for r in shown)
     folder = report_folder(name, reports, made, archived)
     write_atomic(folder/f"{name}.csv", frame.to_csv(index=False))
     if figure is not None:
