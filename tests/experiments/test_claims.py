@@ -14,12 +14,13 @@ from scipy import stats
 
 from upl_reid.experiments import published as paper
 from upl_reid.core import DataError
+from upl_reid.experiments.label_analysis import effective_share
 from upl_reid.experiments.runs import Run
 from upl_reid.experiments.config import RunConfig
 from upl_reid.experiments.claims import (
     CHOICE, CONTRADICTS, FAILED, REPRODUCED, UNTESTABLE, VERDICTS, Claim, Finding, judge_change, compare_only,
     claims_numbers, claims_table, judge_contradiction, judge_correlation, pearson_with_interval, judge_difference,
-    effective_share, judge_speed, measured_value, common_runs, judge_level, percent_readings, rounds_to,
+    judge_speed, measured_value, common_runs, judge_level, percent_readings, rounds_to,
     join_directions, judge_together, most_influential, share_of_epochs_saved, judge_run_by_run, judge_no_difference,
     text_against_table, join_findings, wrong_share)
 

@@ -18,11 +18,13 @@ from upl_reid.data.image_bank import plan_batches
 from upl_reid.data.splits import Domain, Split
 from upl_reid.experiments.label_analysis import (
     FEWEST, QUALITY, choose_queries, correlation_table, correlation_in_words, entropy_scores,
-    finished_runs, label_agreement, most_seen, normalised_entropy, partner_shares, preview_figure, quality_frame,
-    quality_table, relabel_round, shown_rounds, spaced_rounds, top_matches, true_label_scores)
+    finished_runs, label_agreement, label_facts, most_seen, normalised_entropy, pack_store, partner_shares,
+    preview_figure, quality_frame, quality_table, relabel_round, shown_rounds, spaced_rounds, top_matches,
+    true_label_scores)
 from upl_reid.methods.upl import mixture_labels, two_stage_clusters
 from upl_reid.evaluation.retrieval import evaluate_retrieval
-from upl_reid.experiments.runs import Run
+from upl_reid.experiments.records import archived_runs, RECORDS
+from upl_reid.experiments.runs import get_run, open_domain, Run
 from upl_reid.experiments.config import RunConfig
 from upl_reid.training.method import Budget, PseudoLabels
 
@@ -376,3 +378,26 @@ def test_a_preview_is_a_small_picture_and_closes_its_figure():
         with Image.open(io.BytesIO(written)) as picture:
             assert picture.format == kind and 100 < picture.width < 200
         assert not plt.fignum_exists(figure.number)
+
+
+def test_label_facts_by_loops_and_from_the_record(tmp_path):
+    config = RunConfig("tiny", "plaza", "campus", "upl", {"labels": {"k1": 3, "min_samples": 2}})
+    run = get_run(config, device="cpu", store=tmp_path, progress=False)
+    split = open_domain("campus", "tiny", None, tmp_path).train
+    facts = label_facts(run, split)
+    last = run.rounds(1)[-1]
+    hard, weight = last["labels.hard"].tolist(), last["labels.weight"].double().tolist()
+    owner = {}
+    for label in set(hard) - {-1}:                                     # a label is right for its most frequent person
+        people = [p for p, h in zip(split.pids.tolist(), hard) if h == label]
+        owner[label] = max(sorted(set(people)), key=people.count)
+    used = [i for i, h in enumerate(hard) if h >= 0]
+    wrong = [owner[hard[i]] != split.pids[i] for i in used]
+    assert facts["wrong labels"] == pytest.approx(sum(wrong)/len(used))
+    for alpha in (1, 3, 10):
+        w = [weight[i]**alpha for i in used]
+        expected = sum(w)**2/sum(v*v for v in w)/len(w)
+        assert facts[f"effective share, alpha {alpha}"] == pytest.approx(expected, abs=1e-6)
+    assert pack_store(tmp_path)["left_out"] == []
+    light, = archived_runs([config], [tmp_path/RECORDS], None, tmp_path)
+    assert label_facts(light, split) == facts

@@ -8,12 +8,12 @@ import pytest
 
 from upl_reid.core import RunError
 from upl_reid.experiments.config import RunConfig
-from upl_reid.experiments.label_analysis import finished_runs
+from upl_reid.experiments.label_analysis import finished_runs, pack_store
 from upl_reid.experiments.records import (archived_runs, ArchivedRun, keep_records, local_folder, noted, read_archive,
     read_setting, RECORDS, report_folder, ReportSetting, setting_in_text, stored_runs, write_setting)
 from upl_reid.experiments.runs import (features_to_rank, get_run, open_domain, plain_scores, Run, score_retrieval,
     WAYS_TO_RANK)
-from upl_reid.experiments.tables import (add_differences, open_table, pack_store, provenance_table, rank_again,
+from upl_reid.experiments.tables import (add_differences, open_table, provenance_table, rank_again,
     tabulate_runs, write_report)
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -233,7 +233,7 @@ def test_the_committed_table_4_and_smaller_runs(tmp_path, monkeypatch, change, f
     shutil.copytree(ROOT/"reports", tmp_path/"reports", ignore=shutil.ignore_patterns("local", "*.ipynb"))
     monkeypatch.setenv("UPL_REID_ROOT", str(tmp_path)); monkeypatch.delenv("IN_TEST", raising=False)
     (tmp_path/"elsewhere").mkdir(); monkeypatch.chdir(tmp_path/"elsewhere")        # another working directory
-    before = {p.name: p.read_bytes() for p in (tmp_path/"reports").iterdir()}
+    before = {p.name: p.read_bytes() for p in (tmp_path/"reports").iterdir() if p.is_file()}
     run = finished(tmp_path/"runs")
     open_table({**GIVEN, **change}, set()).write("table4", "Table 4", [], FRAME, [run])
     reports = [p for p in (tmp_path/"reports").iterdir() if p.is_file() and not p.name.startswith(".")]

@@ -7,8 +7,8 @@ __all__ = ['REPRODUCED', 'FAILED', 'UNTESTABLE', 'CONTRADICTS', 'CHOICE', 'VERDI
            'judge_together', 'compare_only', 'common_runs', 'measured_value', 'join_directions', 'judged',
            'judge_difference', 'judge_no_difference', 'judge_run_by_run', 'judge_change', 'share_of_epochs_saved',
            'saved_in_words', 'judge_speed', 'pearson_with_interval', 'most_influential', 'judge_correlation',
-           'judge_contradiction', 'percent_readings', 'rounds_to', 'text_against_table', 'judge_level',
-           'effective_share', 'wrong_share', 'claims_table', 'claims_numbers']
+           'judge_contradiction', 'percent_readings', 'rounds_to', 'text_against_table', 'judge_level', 'wrong_share',
+           'claims_table', 'claims_numbers']
 
 # %% ../../nbs/experiments/80_claims.ipynb #21524e83
 import math
@@ -331,15 +331,6 @@ def judge_level(
     return Finding(f"{row}: {text}", verdict, (row,), tuple(numbers))
 
 # %% ../../nbs/experiments/80_claims.ipynb #6c4b5aba
-def effective_share(
-    weight: np.ndarray, # (N,) >= 0
-) -> float: # in (0, 1]
-    "Kish's effective number of images, as a share of all."
-    weight = np.asarray(weight, dtype=float)
-    if not weight.sum() > 0:
-        raise DataError("all weights are zero; leave images without a label out and check the rest")
-    return float(weight.sum()**2/(weight**2).sum()/len(weight))
-
 def wrong_share(
     weight: np.ndarray, # (N,) >= 0
     right: np.ndarray, # (N,) bool

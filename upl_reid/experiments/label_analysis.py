@@ -6,11 +6,13 @@
 __all__ = ['QUALITY', 'FEWEST', 'quality_measures', 'spaced_rounds', 'quality_table', 'shown_rounds', 'true_label_scores',
            'named_config', 'run_data', 'runs_in_store', 'runs_in_archive', 'finished_runs', 'quality_frame', 'pearson',
            'bootstrap_rows', 'check_correlation_input', 'correlation_table', 'correlation_in_words',
-           'normalised_entropy', 'relabel_round', 'entropy_scores', 'label_agreement', 'partner_shares', 'most_seen',
-           'check_people', 'choose_queries', 'top_matches', 'preview_figure']
+           'normalised_entropy', 'relabel_round', 'entropy_scores', 'label_agreement', 'partner_shares',
+           'effective_share', 'label_facts', 'most_seen', 'check_people', 'choose_queries', 'top_matches',
+           'preview_figure', 'finished_in', 'add_notes', 'pack_store']
 
 # %% ../../nbs/experiments/50_label_analysis.ipynb #d4218e7b
 import io, json
+from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
@@ -30,11 +32,13 @@ from ..data.splits import Domain, Split
 from ..evaluation.calibration import pseudo_label_correct, pseudo_label_ece
 from ..evaluation.clusters import cluster_quality
 from ..evaluation.retrieval import unit_distances
-from .config import RunConfig
-from .records import archived_config, ArchivedRun, read_archive
-from .runs import Run
-from .tables import mean_and_std
+from .config import PRESETS, RunConfig
+from upl_reid.experiments.records import (archived_config, ArchivedRun, merge_rows, noted, read_archive, record_of,
+    RECORDS)
+from .runs import open_domain, Run, WAYS_TO_RANK
+from .tables import mean_and_std, rank_again
 from ..methods.upl import HybridLabels, MIXTURE, mixture_labels
+from ..training.loop import unpack_labels
 from ..training.method import METHODS, Budget, PseudoLabels
 
 # %% ../../nbs/experiments/50_label_analysis.ipynb #808e7cfb
@@ -307,6 +311,33 @@ def partner_shares(
             same[pool].append(hard[at[j]] == hard[rows])
     return {pool: float(torch.cat(found).float().mean()) for pool, found in same.items()}
 
+# %% ../../nbs/experiments/50_label_analysis.ipynb #3c02ee72
+def effective_share(
+    weight: np.ndarray, # (N,) >= 0
+) -> float: # in (0, 1]
+    "Kish's effective number of images, as a share of all."
+    weight = np.asarray(weight, dtype=float)
+    if not weight.sum() > 0:
+        raise DataError("all weights are zero; leave images without a label out and check the rest")
+    return float(weight.sum()**2/(weight**2).sum()/len(weight))
+
+def label_facts(
+    run: Run, # with soft labels and weights
+    split: Split, # the target's training images, with identities
+) -> dict: # name -> number
+    "Weights and mixup's partners in the last round of a run, from the run or its records."
+    def work():
+        last = run.rounds(1)[-1]
+        labels = unpack_labels(last, torch.device("cpu"))
+        right, used = pseudo_label_correct(to_numpy(labels.hard), split.pids), to_numpy(labels.hard >= 0)
+        w = to_numpy(labels.weight)[used]
+        mean = {"wrong labels": 1 - right.mean(), "weight, right": w[right].mean(), "weight, wrong": w[~right].mean()}
+        share = {f"effective share, alpha {a}": effective_share(w**a) for a in (1, 3, 10)}
+        budget = PRESETS[run.config.preset].budget(run.config.target)
+        same = partner_shares(last["features"], labels, split.camids, budget)
+        return {k: float(v) for k, v in {**mean, **share, **{f"same label, {k}": v for k, v in same.items()}}.items()}
+    return noted(run, "weights and partners", work)
+
 # %% ../../nbs/experiments/50_label_analysis.ipynb #d154e314
 def most_seen(
     split: Split, # with identities
@@ -377,3 +408,36 @@ def preview_figure(
     if photos: rgb.save(small, format="JPEG", quality=70)
     else: rgb.quantize(64, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
     return small.getvalue()
+
+# %% ../../nbs/experiments/50_label_analysis.ipynb #88a10832
+def finished_in(
+    store: Path, # of runs
+) -> tuple: # list of Run, list of names of folders whose configuration cannot be read
+    "The finished runs of a store, pretraining included."
+    runs, unread = [], []
+    for path in sorted(metrics.parent for metrics in store.glob("*/metrics.json")):
+        try: runs.append(Run(RunConfig.read(path/"config.json"), path))
+        except (ConfigError, OSError): unread.append(path.name)
+    return runs, unread
+
+def add_notes(
+    run: Run, # finished, on embedded networks
+    store: Path, # where these are drawn
+) -> None:
+    "Calculate what tables need of a run's features; its record keeps it."
+    domain = open_domain(run.config.target, run.config.preset, None, store)
+    for how in WAYS_TO_RANK: rank_again(run, domain, how)
+    if any("labels.soft" in last for last in run.rounds(1)): label_facts(run, domain.train)
+
+def pack_store(
+    store: Path, # of runs
+    archives: Iterable[Path] = (), # further files of records, of other machines
+) -> dict: # number of records, and names of folders left out because their configuration cannot be read
+    "Write the records of a store's finished runs, and those of other archives, into the store."
+    known, (runs, unread) = read_archive(store/RECORDS), finished_in(store)
+    new = [run for run in runs if run.id not in known]
+    for run in new:
+        if run.config.target and "-" not in run.id: add_notes(run, store)
+    others = [row for path in archives for row in read_archive(path).values()]
+    merge_rows(store/RECORDS, [*others, *map(record_of, new)])
+    return dict(records=len(read_archive(store/RECORDS)), left_out=unread)

@@ -8,10 +8,10 @@ __all__ = ['INTERACTIVE', 'PARAMETERS', 'OPTIONAL', 'MEASURES', 'check_parameter
            'collect_runs', 'mean_and_std', 'measured_values', 'published_order', 'tabulate_runs', 'draw_seeds',
            'compare_map', 'in_words', 'differences_to_full', 'add_differences', 'method_rows', 'outside_rows',
            'training_inputs', 'describe_rows', 'rate_in_words', 'set_in_words', 'budget_in_words', 'Evaluation',
-           'plain_run', 'rank_again', 'evaluate_again', 'finished_in', 'pack_store', 'rows_of_direction',
-           'place_of_full', 'share_in_words', 'rank_in_words', 'standing_in_words', 'evidence_in_words',
-           'one_direction', 'both_counts', 'images_per_pair', 'explain_total', 'started_from', 'all_runs',
-           'time_in_words', 'session_rows', 'provenance_table', 'write_report', 'to_markdown']
+           'plain_run', 'rank_again', 'evaluate_again', 'rows_of_direction', 'place_of_full', 'share_in_words',
+           'rank_in_words', 'standing_in_words', 'evidence_in_words', 'one_direction', 'both_counts', 'images_per_pair',
+           'explain_total', 'started_from', 'all_runs', 'time_in_words', 'session_rows', 'provenance_table',
+           'write_report', 'to_markdown']
 
 # %% ../../nbs/experiments/30_tables.ipynb #cb27accf
 import itertools, tempfile, time
@@ -31,11 +31,11 @@ from ..data.splits import Domain, Split
 from ..evaluation.retrieval import bootstrap_interval
 from upl_reid.experiments.config import (is_outside, load_methods, load_plugins, NETWORK, Preset, PRESETS,
     RunConfig)
-from upl_reid.experiments.records import (archived_runs, ArchivedRun, keep_records, local_folder, merge_rows, noted,
-    place_in_words, read_archive, record_of, RECORDS, related_runs, report_folder, ReportSetting, shown_path,
+from upl_reid.experiments.records import (archived_runs, ArchivedRun, keep_records, local_folder, noted, place_in_words,
+    RECORDS, related_runs, report_folder, ReportSetting, shown_path,
     stored_runs, write_setting)
 from .runs import (describe_environment, features_to_rank, open_domain, plain_scores,
-    pretraining_configs, Run, run_paths, score_retrieval, store_root, WAYS_TO_RANK)
+    pretraining_configs, Run, run_paths, score_retrieval, store_root)
 from .workers import get_runs
 from ..training.method import Budget, Method
 
@@ -486,32 +486,6 @@ def evaluate_again(
         for new, (ranked, how) in ways.items():
             if ranked == row: out[new, s, t] = [rank_again(r, domain(t), how) for r in group]
     return out
-
-# %% ../../nbs/experiments/30_tables.ipynb #56ac0c0b
-def finished_in(
-    store: Path, # of runs
-) -> tuple: # list of Run, list of names of folders whose configuration cannot be read
-    "The finished runs of a store, pretraining included."
-    runs, unread = [], []
-    for path in sorted(metrics.parent for metrics in store.glob("*/metrics.json")):
-        try: runs.append(Run(RunConfig.read(path/"config.json"), path))
-        except (ConfigError, OSError): unread.append(path.name)
-    return runs, unread
-
-def pack_store(
-    store: Path, # of runs
-    archives: Iterable[Path] = (), # further files of records, of other machines
-) -> dict: # number of records, and names of folders left out because their configuration cannot be read
-    "Write the records of a store's finished runs, and those of other archives, into the store."
-    known, (runs, unread) = read_archive(store/RECORDS), finished_in(store)
-    new = [run for run in runs if run.id not in known]
-    for run in new:
-        if "-" in run.id or not run.config.target: continue
-        domain = open_domain(run.config.target, run.config.preset, None, store)
-        for how in WAYS_TO_RANK: rank_again(run, domain, how)
-    others = [row for path in archives for row in read_archive(path).values()]
-    merge_rows(store/RECORDS, [*others, *map(record_of, new)])
-    return dict(records=len(read_archive(store/RECORDS)), left_out=unread)
 
 # %% ../../nbs/experiments/30_tables.ipynb #dacdbcb4
 def rows_of_direction(
