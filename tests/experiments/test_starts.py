@@ -14,6 +14,7 @@ from upl_reid.deployment.embedder import Embedder
 from upl_reid.experiments.config import PRESETS, RunConfig, parse_size
 from upl_reid.experiments.progress import all_of, duration_in_words, epoch_in_words, EpochLines, TensorBoardLog
 from upl_reid.experiments.runs import get_run, open_domain, pretraining_configs
+from upl_reid.experiments.tables import open_table
 from upl_reid.experiments.workers import get_runs
 
 BODY = dict(backbone="mobilenetv3_small_050", size=(64, 32), dim=16)
@@ -98,6 +99,18 @@ def test_a_method_of_two_networks_has_no_source_either(store, weights):
     run = get_run(RunConfig("tiny", "", "campus", "mmt", **BODY), store=store, roots=dict(weights=weights),
                   device="cpu", progress=False)
     assert run.metrics["mAP"] > 0
+
+
+def test_rows_of_a_table_without_a_source(sourceless, store, weights, monkeypatch):
+    monkeypatch.setenv("UPL_REID_RUNS", str(store)); monkeypatch.delenv("IN_TEST", raising=False)
+    given = dict(preset="tiny", source="plaza", target="campus", source_root="", target_root="", seeds="0",
+                 device="cpu", weights=str(weights), **BODY | dict(size="64x32"))
+    table = open_table(given, set())
+    runs = table.sourceless({"upl": ("upl", {})})
+    assert list(runs) == [("upl, no source", "plaza", "campus"), ("upl, no source", "campus", "plaza")]
+    assert [[r.id for r in group] for group in runs.values()][0] == [sourceless.id]
+    assert all(r.config.source == "" and r.config.target == key[2] for key, group in runs.items() for r in group)
+    assert open_table({**given, "weights": ""}, set()).sourceless({"upl": ("upl", {})}) == {}
 
 
 def test_neither_source_nor_weights_is_said(store):

@@ -126,6 +126,15 @@ class TableRuns(TableOrigin):
         return collect_runs(rows, directions or self.directions, seeds or self.seeds, self.preset, get,
                             network=self.network, roots=self.roots, store=self.store)
 
+    def sourceless(self,
+        rows: dict, # row name -> (method, method_args)
+    ) -> dict: # ("ROW, no source", source, target) -> list of Run, one a seed: the same runs for each source
+        "Rows that start from pretrained weights instead of a source model; none where the table has no such weights."
+        if PRESETS[self.preset].weights == "none" and not self.roots.get("weights"): return {}
+        targets = dict.fromkeys(t for _, t in self.directions)
+        runs = self.runs(rows, directions=[("", t) for t in targets])
+        return {(f"{row}, no source", s, t): runs[row, "", t] for row in rows for s, t in self.directions}
+
     @property
     def archives(self) -> list:
         "Where records are looked for: beside the committed reports, then in the local folder of these parameters."
