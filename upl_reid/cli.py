@@ -10,14 +10,14 @@ __all__ = ['core', 'MARK', 'PRESET_NAMES', 'CROPS', 'MODEL', 'DEVICE', 'PATTERN'
            'file_marks', 'named_images', 'entries_of', 'is_changed', 'images_to_embed', 'name_people', 'build_gallery',
            'count_images', 'left_out_lines', 'file_is_gone', 'gone_entries', 'gallery_notes', 'gallery_to_write',
            'measure_gallery', 'index_crops', 'index_parquet', 'threshold_lines', 'index', 'entry_name', 'check_forget',
-           'forget_notes', 'forget', 'as_lines', 'own_camera', 'search', 'browse', 'is_identities', 'identities',
-           'export', 'run', 'records', 'reports', 'argument', 'as_path', 'make_parser', 'print_text', 'to_json_value',
-           'main']
+           'forget_notes', 'forget', 'as_lines', 'own_camera', 'Asked', 'tracks_to_search', 'search', 'browse',
+           'is_identities', 'identities', 'export', 'run', 'records', 'reports', 'argument', 'as_path', 'make_parser',
+           'print_text', 'to_json_value', 'main']
 
 # %% ../nbs/cli.ipynb #98318773
 import argparse, json, math, numbers, os, shlex, shutil, sys, tempfile, warnings
 from pathlib import Path
-from typing import Any, Callable, TYPE_CHECKING
+from typing import Any, Callable, NamedTuple, TYPE_CHECKING
 
 import lazy_loader
 
@@ -740,15 +740,78 @@ def own_camera(
     return next((cameras[name] for name in names if name in cameras), "")
 
 # %% ../nbs/cli.ipynb #0150408d
+class Asked(NamedTuple):
+    "What is searched for: pictures, or tracks of pictures."
+    paths: list # (Q,) a picture of each query
+    names: list # (Q,) what each query is called
+    without: list # (Q,) camera to leave out, empty: none
+    vectors: "np.ndarray" # (Q, d)
+    tracks: list # (Q,) dicts track, camera, pictures; empty: pictures were asked for
+    bad: list # sentences on pictures that cannot be read
+
+# %% ../nbs/cli.ipynb #d9e02b7e
 def _queries(
     a: argparse.Namespace, # parsed arguments
     gallery: "GalleryHome", # to take queries from if none are given
-) -> tuple: # paths, for each the camera to leave out
+    embedder: "Embedder", # makes the vectors
+) -> Asked:
     "The pictures to search for. Without any, six evenly spaced ones of the gallery (its first are often junk)."
     stride = max(1, len(gallery)//6)
-    queries = a.query or list(gallery.rows.path[stride//2::stride][:6])
+    paths = a.query or list(gallery.rows.path[stride//2::stride][:6])
     known = {} if a.same_camera else dict(zip(gallery.rows.path, gallery.rows.camera))
-    return queries, [a.without or own_camera(q, known) for q in queries]
+    without = [a.without or own_camera(q, known) for q in paths]
+    return Asked(paths, list(map(str, paths)), without, embedder.embed(paths), [], [])
+
+# %% ../nbs/cli.ipynb #8abe4999
+def tracks_to_search(
+    roots: list, # folders and tables of crops with tracks
+    pattern: str | None, # of their names
+    most: int = 0, # evenly spaced tracks at most; 0: all
+) -> tuple: # path, camera, track of the pictures; sentences on names that may mislead
+    "The pictures of tracks. Raises `DataError` where no picture has a track."
+    import pandas as pd
+    listed = [data.list_images(root, pattern) for root in roots]
+    with core.any_names(): images = pd.concat([part[["path", "camid", "track"]] for part in listed], ignore_index=True)
+    if not images.track.any():
+        where = ", ".join(map(str, roots))
+        raise core.DataError(f"--tracks is given, and no crop of {where} has a track; give a table with a column "
+                             "track, or --pattern with a group (?P<track>...)")
+    if most:
+        images = images[images.track != ""]
+        numbers = data.track_numbers(list(images.camid), list(images.track))
+        stride = max(1, (numbers.max() + 1)//most)
+        images = images[pd.Series(numbers, images.index).isin(range(stride//2, stride//2 + most*stride, stride))]
+    return images, [part.attrs["doubt"] for part in listed if part.attrs["doubt"]]
+
+# %% ../nbs/cli.ipynb #c4824621
+def _named_track(rows, pictures):
+    "A picture from the middle of a track, what the track is called, and what is known of it."
+    camera, track = rows.camid.iloc[0], rows.track.iloc[0]
+    name = pictures[len(pictures)//2]
+    if not track: return name, name, dict(track="", camera=camera, pictures=pictures)
+    place = f" of camera {camera}" if camera else ""
+    return name, f"track {track}{place}, {count_images(len(pictures))}", dict(track=track, camera=camera,
+                                                                              pictures=pictures)
+
+# %% ../nbs/cli.ipynb #eb82554c
+def _tracks_as_queries(
+    a: argparse.Namespace, # parsed arguments
+    gallery: "GalleryHome", # to be searched
+    embedder: "Embedder", # makes the vectors
+    images: "pd.DataFrame", # of `tracks_to_search`
+) -> Asked:
+    "One query for each track. Raises `DataError` if no picture can be read."
+    images = images.assign(path=[core.absolute_name(p) for p in images.path])
+    images = images[~images.path.duplicated()].assign(time="", pid=-1, person="", split="query")
+    own, _, bad = build_gallery(embedder, images, progress=show_bars(a))
+    if not len(own): raise core.DataError(f"no picture of the tracks can be read; first: {bad[0]}")
+    rows = images.set_index("path", drop=False).loc[own.paths]
+    vectors, place = deployment.track_queries(own.vectors, data.track_numbers(list(rows.camid), list(rows.track)))
+    told = [_named_track(rows.iloc[mine], list(rows.path.iloc[mine])) for mine in
+            ((place == q).nonzero()[0] for q in range(len(vectors)))]
+    known = {} if a.same_camera else dict(zip(gallery.rows.path, gallery.rows.camera))
+    without = [a.without or next(filter(None, (own_camera(p, known) for p in t["pictures"])), "") for *_, t in told]
+    return Asked([t[0] for t in told], [t[1] for t in told], without, vectors, [t[2] for t in told], bad)
 
 # %% ../nbs/cli.ipynb #b314b8da
 def _save_picture(
@@ -771,7 +834,7 @@ def _save_picture(
 
 # %% ../nbs/cli.ipynb #82e3ccc2
 def _hits_in_words(
-    queries: list, # paths
+    queries: list, # what each is called
     without: list, # for each the camera left out
     hits: "pd.DataFrame", # of `Gallery.search`
 ) -> list: # of text lines
@@ -794,12 +857,11 @@ def _first_ones(what, queries, rows, k, columns):
 
 def _write_hits(
     a: argparse.Namespace, # parsed arguments
-    queries: list, # paths
-    without: list, # for each the camera left out
+    asked: Asked, # what was searched for
     hits: "pd.DataFrame", # of `Gallery.search`
 ) -> list: # of text lines
     "Write the picture and the page that were asked for."
-    text = []
+    text, queries = [], asked.paths
     if a.picture:
         rows, columns = min(len(queries), 12), min(a.k, 10)
         boxes = _save_picture(core.given_path(a.picture), queries[:rows], hits, columns)
@@ -807,25 +869,47 @@ def _write_hits(
         if boxes: text.append("note: the picture's font lacks letters of some names; --html FILE shows them")
     if a.html:
         rows, columns = min(len(queries), 200), min(a.k, 50)
-        core.write_atomic(core.given_path(a.html), deployment.hits_page(queries[:rows], hits, columns, without))
+        page = deployment.hits_page(queries[:rows], hits, columns, asked.without, asked.names)
+        core.write_atomic(core.given_path(a.html), page)
         text.append(_first_ones(f"page: {a.html}", len(queries), rows, a.k, columns))
     return text
+
+# %% ../nbs/cli.ipynb #4eda503f
+def _search_roots(a):
+    "Where the tracks to search for are listed. Raises `ConfigError` if nothing says it."
+    if a.query: return a.query, 0
+    source = core.given_path(a.gallery)
+    if deployment.is_postgres(a.gallery) or source.suffix == ".safetensors" or not source.exists():
+        raise core.ConfigError(f"--tracks is given, and the gallery {a.gallery} has no tracks of its own; name a "
+                               "folder or table of crops with tracks after it")
+    return [source], 6
+
+# %% ../nbs/cli.ipynb #96ff36bc
+def _listed_tracks(a):
+    "The pictures of the tracks to search for, see `tracks_to_search`."
+    roots, most = _search_roots(a)
+    return tracks_to_search(roots, a.pattern, most)
 
 # %% ../nbs/cli.ipynb #350ff19c
 def search(
     a: argparse.Namespace, # parsed arguments
 ) -> tuple: # dict for JSON, text, exit code
-    "Find pictures again."
+    "Find pictures, or the people of tracks, again."
     embedder = deployment.Embedder.load(a.model, a.device)
     if a.picture: check_out(a.picture, (".png", ".pdf"), has_mark)
     if a.html: check_out(a.html, (".html", ".htm"), has_page_mark)
+    images, doubts = _listed_tracks(a) if a.tracks else (None, [])
+    for doubt in doubts: print(f"note: {doubt}", file=sys.stderr, flush=True)
     gallery, bad = _open_gallery(a, embedder)
-    queries, without = _queries(a, gallery)
-    hits = gallery.search(embedder.embed(queries), a.k, without, a.false_match_rate, a.camera, a.since, a.until)
-    text = [] if a.query else [f"no picture was given, so {len(queries)} pictures of the gallery are searched for"]
-    text += _hits_in_words(queries, without, hits)
-    text += _write_hits(a, queries, without, hits)
-    facts = dict(queries=[str(q) for q in queries], hits=hits.to_dict("records"), left_out=bad)
+    asked = _queries(a, gallery, embedder) if images is None else _tracks_as_queries(a, gallery, embedder, images)
+    limits = a.k, asked.without, a.false_match_rate, a.camera, a.since, a.until
+    hits, kind = gallery.search(asked.vectors, *limits), "tracks" if a.tracks else "pictures"
+    first = f"no {kind[:-1]} was given, so {len(asked.paths)} {kind} of the gallery are searched for"
+    text = [] if a.query else [first]
+    text += _hits_in_words(asked.names, asked.without, hits) + _write_hits(a, asked, hits)
+    bad = [*asked.bad, *(b for b in bad if b not in asked.bad)]
+    facts = dict(queries=[str(q) for q in asked.paths], hits=hits.to_dict("records"), left_out=bad)
+    if a.tracks: facts["tracks"] = asked.tracks
     return facts, "\n".join([*text, *left_out_lines(bad)]), 3 if bad else 0
 
 # %% ../nbs/cli.ipynb #f1170031
@@ -1039,7 +1123,10 @@ TRAINING = (
 # %% ../nbs/cli.ipynb #f5bf50f3
 SEARCH = (
     MODEL, argument("gallery", help="gallery file, postgresql://user@host/database#name, or folder or table of crops"),
-    argument("query", nargs="*", help="pictures to search for (default: six of the gallery)"),
+    argument("query", nargs="*", help="pictures to search for, with --tracks folders or tables of crops (default: six "
+                                      "of the gallery)"),
+    argument("--tracks", action="store_true", help="the pictures of a track are one query; tracks are known by a "
+                                                   "table's column track or by --pattern"),
     argument("-k", type=int, default=10, help="hits for each query"), DEVICE, PATTERN,
     argument("--without", default="", metavar="CAMERA", help="leave out images of this camera"),
     argument("--camera", action="append", metavar="CAMERA", help="only images of this camera; can be given repeatedly"),
@@ -1124,6 +1211,7 @@ EXAMPLES = """examples, from crops to a search:
   upl-reid search model.safetensors mine/search --picture hits.png
   upl-reid index model.safetensors mine/search gallery.safetensors
   upl-reid search model.safetensors gallery.safetensors some/picture.jpg -k 20 --false-match-rate 0.001
+  upl-reid search model.safetensors gallery.safetensors mine/search.csv --tracks
   upl-reid identities model.safetensors mine/search who.csv    one identity over all cameras
   upl-reid forget gallery.safetensors a/picture.jpg    no trace of it stays in the gallery
   upl-reid evaluate model.safetensors mine/truth.csv   only with known identities

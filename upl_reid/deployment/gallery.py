@@ -9,8 +9,8 @@ __all__ = ['EXACT', 'KNOWN', 'PAGE_MARK', 'PAGE_STYLE', 'unit_vectors', 'sample_
            'GalleryAppend', 'GalleryTable', 'moment', 'checked_moment', 'GalleryFilter', 'GalleryByIndex',
            'GalleryNeighbours', 'GalleryTruth', 'GalleryTuning', 'GalleryIndex', 'GrowingGallery', 'find_named',
            'GalleryKeep', 'ShrinkingGallery', 'GalleryUpdate', 'GalleryNames', 'Hits', 'GalleryCameras',
-           'GalleryNearest', 'GallerySearch', 'Gallery', 'certainty', 'short_name', 'draw_hits', 'thumbnail_jpeg',
-           'thumbnail', 'page_text', 'page_figure', 'hits_page']
+           'GalleryNearest', 'GallerySearch', 'track_queries', 'Gallery', 'certainty', 'short_name', 'draw_hits',
+           'thumbnail_jpeg', 'thumbnail', 'page_text', 'page_figure', 'hits_page']
 
 # %% ../../nbs/deployment/30_gallery.ipynb #1949611c
 import base64, html, io, json, math, warnings
@@ -688,6 +688,21 @@ class GallerySearch(GalleryNearest):
         "The most similar vectors, as a table. Raises as `nearest` does."
         return self.nearest(queries, k, without, false_match_rate, cameras, since, until).table()
 
+# %% ../../nbs/deployment/30_gallery.ipynb #a758655d
+def track_queries(
+    features, # (N, d) vectors of pictures
+    tracks, # (N,) number of each picture's track, -1: the picture is a query of its own
+) -> tuple[np.ndarray, np.ndarray]: # (Q, d) float32, unit length, in the order of first pictures; (N,) query of each
+    """One query for each track: the mean of its pictures' unit vectors, scaled to length one.
+
+    Raises `DataError` for vectors that are zero or not finite, and for a track whose vectors cancel out."""
+    from upl_reid.components.tracks import check_tracks, track_means, TrackUnits  # loaded here: a picture needs none
+    x = unit_vectors(features)
+    ids = check_tracks(tracks, len(x))
+    first, own = TrackUnits(ids).units
+    order = np.argsort(first)
+    return unit_vectors(track_means(x, ids)[first[order]]), np.argsort(order)[own]
+
 # %% ../../nbs/deployment/30_gallery.ipynb #9fcf6f9f
 def _content(
     gallery: GalleryIndex, # to save
@@ -919,12 +934,13 @@ def hits_page(
     hits: "pd.DataFrame", # of `Gallery.search` with these queries
     columns: int = 50, # hits to show for each query
     without: Sequence | None = None, # for each query the camera that was left out; empty or None: none
+    names: Sequence | None = None, # what each query is called; None: its path
 ) -> str: # HTML
     "Search results as one HTML page with embedded pictures: it asks for no other file."
     parts = [_PAGE]
     for q, path in enumerate(queries):
         outside = f", hits outside camera {page_text(without[q])}" if without and without[q] else ""
-        parts.append(f"<section>\n<h2>{page_text(path)}{outside}</h2>\n<ol class='hits'>")
+        parts.append(f"<section>\n<h2>{page_text(names[q] if names else path)}{outside}</h2>\n<ol class='hits'>")
         parts.append(f"<li class='query'>{page_figure(path, 'query', 'query')}</li>")
         for hit in hits[hits["query"] == q].head(columns).itertuples():
             about = f"{hit.rank}. {page_text(hit.camera or '(unknown)')} {certainty(hit)}"
