@@ -97,7 +97,7 @@ def test_tracks_are_searched_for_in_both_homes(home, saved, mine, tmp_path, monk
 
 
 def test_ways_to_give_tracks(saved, mine, tmp_path, capsys):
-    few = [r for r in rows_of(mine/"search.csv")][:40]
+    few = rows_of(mine/"search.csv")[:40]
     for r in few:                                       # the track in the names, for a pattern
         to = tmp_path/"named"/r["camid"]/f"t{r['track']}"/r["path"].split("/")[-1]
         to.parent.mkdir(parents=True, exist_ok=True)
