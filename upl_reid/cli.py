@@ -6,13 +6,14 @@
 __all__ = ['core', 'MARK', 'PRESET_NAMES', 'CROPS', 'MODEL', 'DEVICE', 'PATTERN', 'METHOD', 'NETWORK', 'TRAINING', 'SEARCH',
            'GALLERY', 'INDEX', 'FORGET', 'BROWSE', 'REPORTS', 'ADAPTING', 'NAMING', 'COMMANDS', 'EXAMPLES', 'has_mark',
            'has_page_mark', 'has_metadata', 'check_out', 'show_bars', 'check', 'synth', 'choose_network', 'watcher',
-           'pretrain', 'crops_for_card', 'adapt', 'count_matches', 'measure_retrieval', 'evaluate', 'same_model',
-           'file_marks', 'named_images', 'entries_of', 'is_changed', 'images_to_embed', 'name_people', 'build_gallery',
-           'count_images', 'left_out_lines', 'file_is_gone', 'gone_entries', 'gallery_notes', 'gallery_to_write',
-           'measure_gallery', 'index_crops', 'index_parquet', 'threshold_lines', 'index', 'entry_name', 'check_forget',
-           'forget_notes', 'forget', 'as_lines', 'own_camera', 'Asked', 'tracks_to_search', 'search', 'browse',
-           'is_identities', 'identities', 'export', 'run', 'records', 'reports', 'argument', 'as_path', 'make_parser',
-           'print_text', 'to_json_value', 'main']
+           'pretrain', 'crops_for_card', 'answers_to_use', 'answers_in_words', 'checked_crops', 'adapt',
+           'count_matches', 'measure_retrieval', 'evaluate', 'same_model', 'file_marks', 'named_images', 'entries_of',
+           'is_changed', 'images_to_embed', 'name_people', 'build_gallery', 'count_images', 'left_out_lines',
+           'file_is_gone', 'gone_entries', 'gallery_notes', 'gallery_to_write', 'measure_gallery', 'index_crops',
+           'index_parquet', 'threshold_lines', 'index', 'entry_name', 'check_forget', 'forget_notes', 'forget',
+           'as_lines', 'own_camera', 'Asked', 'tracks_to_search', 'search', 'browse', 'is_identities', 'identities',
+           'export', 'run', 'records', 'reports', 'argument', 'as_path', 'make_parser', 'print_text', 'to_json_value',
+           'main']
 
 # %% ../nbs/cli.ipynb #98318773
 import argparse, json, math, numbers, os, shlex, shutil, sys, tempfile, warnings
@@ -226,18 +227,51 @@ def _check_crops(
         raise core.DataError(f"{root} has {different:,} different pictures, but adapting needs at least {data.FEWEST}; "
                              "add crops, or use a model as pretrain makes it")
 
+# %% ../nbs/cli.ipynb #6538c9e3
+def answers_to_use(
+    a: argparse.Namespace, # parsed arguments
+    config, # of the run
+    domain, # the crops
+) -> tuple: # the table's path or None, counts same, different and left_out or None
+    "The answers of `--answers` about these crops. Raises `DataError` if there are none, or if they contradict."
+    if not a.answers: return None, None
+    rows = list(deployment.answers_about(a.answers)[["first", "second", "same"]].itertuples(index=False))
+    found = data.find_answers(domain.train.paths, rows)
+    folder = experiments.store_root()/"tables"
+    folder.mkdir(parents=True, exist_ok=True)
+    table = data.write_answers(rows, folder/f"{found.mark}.answers.csv")
+    experiments.target_answers(config, domain, dict(answers=table))      # raises if none of them is used
+    links = training.target_links(domain.train.withhold(), a.tracks, found)
+    doubled = sum(links.people[links.tracks == x][0] == links.people[links.tracks == y][0] for x, y in links.apart)
+    counts = dict(same=int(found.same.sum()), different=int((~found.same).sum()), left_out=found.left_out,
+                  doubled_tracks=int(doubled))
+    print(answers_in_words(counts), file=sys.stderr, flush=True)
+    return table, counts
+
+# %% ../nbs/cli.ipynb #60de8c54
+def answers_in_words(
+    counts: dict, # of `answers_to_use`
+) -> str:
+    "One line on the answers that an adaptation uses."
+    text = f"answers: {counts['same']:,} pairs are one person, {counts['different']:,} are two"
+    if counts["left_out"]: text += f"; {counts['left_out']:,} left out, whose pictures are not among these crops"
+    if counts["doubled_tracks"]:
+        text += f"; {counts['doubled_tracks']:,} pairs of tracks at the same time are one person by these answers"
+    return text
+
 # %% ../nbs/cli.ipynb #6f4995fb
 def _adapted_run(
     a: argparse.Namespace, # parsed arguments
     config, # of the run
     domain, # the crops
     images: "pd.DataFrame", # of `list_images`
+    answers: Path | None, # table of `answers_to_use`
 ): # a finished run
     "Write the table of the crops, say whether the run begins or continues, and do it."
     store = experiments.store_root()
     mark = experiments.domain_fingerprint(domain, tracks=True)
     table = data.write_table(images, store/"tables"/f"{mark}.csv")
-    roots = {**_roots(a), "folder": str(table)}
+    roots = {**_roots(a), "folder": str(table), **({"answers": str(answers)} if answers else {})}
     path = experiments.run_path(config, roots, store)                # called once: it reads all crops
     begun = len(core.read_rows(path/"history.jsonl"))
     state = f"continues after epoch {begun}" if begun else "begins"
@@ -279,6 +313,17 @@ def _read_crops(
                              "track, or --pattern with a group (?P<track>...)")
     return images
 
+# %% ../nbs/cli.ipynb #65bd7417
+def checked_crops(
+    a: argparse.Namespace, # parsed arguments
+) -> tuple: # of `list_images`, readable ones; report of `check_images`
+    "The crops to adapt to, looked at before anything is trained. Raises `DataError` for doubts."
+    images = _read_crops(a)
+    report = data.check_images(images, data.ignored_files(a.root))
+    print(data.report_in_words(report), file=sys.stderr, flush=True)
+    _check_crops(a.root, report, a.skip_unreadable)
+    return data.readable_images(images, report), report
+
 # %% ../nbs/cli.ipynb #partec5f
 def adapt(
     a: argparse.Namespace, # parsed arguments
@@ -291,16 +336,15 @@ def adapt(
     preset, network, why = choose_network(a)
     print(why, file=sys.stderr, flush=True)
     config = experiments.RunConfig(preset, a.source, "folder", a.method, seed=a.seed, tracks=a.tracks, **network)
-    images = _read_crops(a)
-    report = data.check_images(images, data.ignored_files(a.root))
-    print(data.report_in_words(report), file=sys.stderr, flush=True)
-    _check_crops(a.root, report, a.skip_unreadable)
-    images = data.readable_images(images, report)
-    domain = data.as_domain(images)
-    run = _adapted_run(a, config, domain, images)
-    card, quality, words = _save_adapted(out, run, domain, a.device, crops_for_card(a.root, images, a.method))
+    images, report = checked_crops(a)
+    domain, about = data.as_domain(images), crops_for_card(a.root, images, a.method)
+    table, answers = answers_to_use(a, config, domain)
+    if answers: about["answers"] = answers["same"] + answers["different"]
+    run = _adapted_run(a, config, domain, images, table)
+    card, quality, words = _save_adapted(out, run, domain, a.device, about)
     facts = dict(out=str(out), card=str(card), run=run.id, seconds=run.metrics["seconds"])
     facts |= dict(check=report, quality=quality, left_out=[u["why"] for u in report["unreadable"]])
+    if answers: facts["answers"] = answers
     if left := left_out_lines(facts["left_out"]):
         left = [f"{len(facts['left_out']):,} of {report['images']:,} files cannot be read and were left out", *left]
     return facts, "\n".join([words, *left, f"model: {out}, its card: {card}"]), 3 if quality["warnings"] else 0
@@ -1172,7 +1216,9 @@ ADAPTING = (
     CROPS, argument("out", help="model file to write, .safetensors"), *TRAINING, PATTERN, METHOD,
     argument("--skip-unreadable", action="store_true", help="leave out files that cannot be read"),
     argument("--tracks", action="store_true", help="use the crops' tracks: one track is one person, two at the same "
-                                                   "time in one camera are two"))
+                                                   "time in one camera are two"),
+    argument("--answers", default="", metavar="GALLERY", help="use the pairs that were accepted and rejected in "
+                                                              "upl-reid browse: the gallery, or the file of --pairs"))
 NAMING = (
     MODEL, argument("root", help="folder or table of crops, or gallery file"),
     argument("out", help="table to write, .csv or .parquet"), DEVICE, PATTERN,

@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['check_tracks', 'track_means', 'overlapping_tracks', 'join_tracks', 'part_tracks', 'TrackUnits', 'TrackLinks',
-           'find_links']
+           'find_links', 'connect_people', 'explain_contradiction', 'own_clusters', 'AnswerLinks', 'answer_links',
+           'check_answers']
 
 # %% ../../nbs/components/27_tracks.ipynb #2b772410
 from dataclasses import dataclass
+from typing import Sequence
 
 import numpy as np
 import torch
 
 from .clustering import check_camids, relabel_consecutive
 from .neighbours import finite_rows, unit_rows
-from ..core import DataError, match_type, to_numpy
+from ..core import DataError, match_type, printable_text, RunError, to_numpy
 
 # %% ../../nbs/components/27_tracks.ipynb #013e9205
 def check_tracks(
@@ -172,3 +174,105 @@ def find_links(
 ) -> TrackLinks:
     "Must-links and cannot-links of tracks. Raises `DataError` unless each image has a track (or -1) and a camera."
     return TrackLinks(check_tracks(tracks, len(tracks)), overlapping_tracks(tracks, camids, times))
+
+# %% ../../nbs/components/27_tracks.ipynb #71b90f74
+def connect_people(
+    tracks: np.ndarray, # (N,) track of each image, -1: none
+    confirmed: np.ndarray, # (P, 2) positions of pairs of images that are one person
+): # scipy sparse array (N, N)
+    "Graph of images that are one person by their track or by a confirmed pair."
+    import scipy.sparse as sp                   # loaded here: a search needs none
+    rows = np.flatnonzero(tracks >= 0)
+    first, own = np.unique(tracks[rows], return_index=True, return_inverse=True)[1:]
+    a = np.concatenate([confirmed[:, 0], rows[first][own]])
+    b = np.concatenate([confirmed[:, 1], rows])
+    return sp.coo_array((np.ones(len(a)), (a, b)), shape=(len(tracks),)*2).tocsr()
+
+# %% ../../nbs/components/27_tracks.ipynb #3b030e35
+def explain_contradiction(
+    graph, # of `connect_people`
+    a: int, # position of an image
+    b: int, # of another one, connected with it
+    names: Sequence, # (N,) what to call the images
+) -> str:
+    "One sentence about a rejected pair that other answers confirm."
+    from scipy.sparse.csgraph import breadth_first_order
+    before, chain = breadth_first_order(graph, a, directed=False)[1], [b]
+    while chain[-1] != a: chain.append(int(before[chain[-1]]))
+    shown = [printable_text(names[i]) for i in reversed(chain)]
+    through = f" through {', '.join(shown[1:-1][:5])}" if len(shown) > 2 else ""
+    return (f"{shown[0]} and {shown[-1]} are rejected as one person, and other answers or a track confirm it{through}; "
+            "withdraw one of these answers, or correct the track")
+
+# %% ../../nbs/components/27_tracks.ipynb #70b30184
+def own_clusters(
+    labels: np.ndarray, # (N,) cluster of each image, -1: noise
+    people: np.ndarray, # (N,) person of each image
+    confirmed: np.ndarray, # (C,) people that must have a cluster
+) -> np.ndarray: # (N,) int64
+    "A cluster of their own for those of some people whose images are noise."
+    lost = (labels < 0) & np.isin(people, confirmed)
+    out = labels.copy()
+    out[lost] = labels.max(initial=-1) + 1 + people[lost]
+    return out
+
+# %% ../../nbs/components/27_tracks.ipynb #4a1a271c
+@dataclass(frozen=True, eq=False)
+class AnswerLinks(TrackLinks):
+    "What the tracks of a set of images and the answers of a viewer tell."
+    people: np.ndarray # (N,) int64 images with the same number are one person
+    confirmed: np.ndarray # (C,) people of confirmed pairs
+    rejected: np.ndarray # (R, 2) pairs of people that are two, by tracks and rejected pairs
+
+    def among(self,
+        rows: np.ndarray, # (n,) positions, or a mask (N,)
+    ) -> "AnswerLinks":
+        "The links among some of the images."
+        return AnswerLinks(self.tracks[rows], self.apart, self.people[rows], self.confirmed, self.rejected)
+
+    def link(self,
+        labels, # (N,) cluster of each image, -1: noise
+        features, # (N, d)
+    ): # (N,) int64, same kind, ids without gaps
+        "Labels that keep to tracks and answers."
+        joined = own_clusters(to_numpy(join_tracks(labels, self.people)), self.people, self.confirmed)
+        kept = part_tracks(joined, self.people, self.rejected, features)
+        return match_type(relabel_consecutive(own_clusters(kept, self.people, self.confirmed)), labels)
+
+# %% ../../nbs/components/27_tracks.ipynb #cdaaaeba
+def answer_links(
+    links: TrackLinks, # of `find_links`, or without any track
+    pairs: np.ndarray, # (P, 2) positions of images
+    same: np.ndarray, # (P,) bool; True: confirmed, False: rejected
+    names: Sequence | None = None, # (N,) what to call the images in a message; None: their positions
+) -> AnswerLinks:
+    "Must-links and cannot-links of tracks and answers. Raises `DataError` for answers that contradict each other."
+    from scipy.sparse.csgraph import connected_components
+    pairs, same = np.asarray(pairs, np.int64).reshape(-1, 2), np.asarray(same, bool)
+    graph = connect_people(links.tracks, pairs[same])
+    people = connected_components(graph, directed=False)[1].astype(np.int64)
+    rejected = people[pairs[~same]]
+    if (wrong := np.flatnonzero(rejected[:, 0] == rejected[:, 1])).size:
+        a, b = pairs[~same][wrong[0]].tolist()
+        called = names if names is not None else [f"image {i}" for i in range(len(people))]
+        raise DataError(explain_contradiction(graph, a, b, called))
+    of_track = dict(zip(links.tracks.tolist(), people.tolist()))
+    overlaps = np.array([[of_track[a], of_track[b]] for a, b in links.apart.tolist()], np.int64).reshape(-1, 2)
+    two = np.concatenate([rejected, overlaps[overlaps[:, 0] != overlaps[:, 1]]])
+    return AnswerLinks(links.tracks, links.apart, people, np.unique(people[pairs[same]]), two)
+
+# %% ../../nbs/components/27_tracks.ipynb #0e403c67
+def check_answers(
+    labels, # (N,) cluster of each image, -1: noise
+    links: TrackLinks | None, # what is known of the images
+    method: str, # name of the method that made the labels
+):
+    "Raises `RunError` for labels that part a confirmed pair or join a rejected one."
+    if not isinstance(links, AnswerLinks): return
+    y, confirmed = to_numpy(labels), np.isin(links.people, links.confirmed)
+    joined = len(np.unique(np.stack([links.people, y])[:, confirmed], axis=1).T) == len(links.confirmed)
+    of_person = dict(zip(links.people.tolist(), y.tolist()))
+    met = any(of_person[a] == of_person[b] >= 0 for a, b in links.rejected.tolist())
+    if not joined or met or (y[confirmed] < 0).any():
+        raise RunError(f"the labels of method {method!r} do not keep to the answers about pairs; use dbscan, upl or "
+                       "another method that groups by one clustering")

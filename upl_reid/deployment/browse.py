@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PAIRS', 'STYLE', 'BASE', 'PICTURE', 'ALL', 'HITS', 'PEOPLE', 'ANSWERS', 'HEADERS', 'pairs_file', 'open_pairs',
-           'pair_key', 'confirm_pair', 'confirmed_pairs', 'forget_pairs', 'make_templates', 'by_time', 'BrowseData',
-           'BrowseHits', 'BrowsePeople', 'BrowseAll', 'BrowsePages', 'load_fastapi', 'is_allowed', 'add_guard',
-           'in_html', 'add_pages', 'store_answer', 'add_answers', 'make_app', 'serve_gallery']
+           'pair_key', 'confirm_pair', 'confirmed_pairs', 'forget_pairs', 'answers_about', 'make_templates', 'by_time',
+           'BrowseData', 'BrowseHits', 'BrowsePeople', 'BrowseAll', 'BrowsePages', 'load_fastapi', 'is_allowed',
+           'add_guard', 'in_html', 'add_pages', 'store_answer', 'add_answers', 'make_app', 'serve_gallery']
 
 # %% ../../nbs/deployment/36_browse.ipynb #824fec8c
 import contextlib, secrets, socket, sqlite3, threading
@@ -96,6 +96,17 @@ def forget_pairs(
         before = connection.total_changes
         connection.executemany("DELETE FROM pairs WHERE first = ? OR second = ?", names)
         return connection.total_changes - before
+
+# %% ../../nbs/deployment/36_browse.ipynb #3e224c69
+def answers_about(
+    address: str | Path, # of a gallery, or of a file of `pairs_file`
+) -> "pd.DataFrame": # of `confirmed_pairs`
+    "All answers about a gallery. Raises `DataError` if there are none."
+    file = given_path(address) if str(address).endswith(".sqlite") else pairs_file(address)
+    found = confirmed_pairs(file)
+    if len(found): return found
+    raise DataError(f"there are no answers in {file}; accept and reject pairs with `upl-reid browse`, or name the file "
+                    "of its --pairs")
 
 # %% ../../nbs/deployment/36_browse.ipynb #cf71a60e
 STYLE = PAGE_STYLE + """

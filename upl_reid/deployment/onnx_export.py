@@ -201,13 +201,14 @@ def cell_text(
     return re.sub(r"([\\`*<>|\[\]&]|\b_|_\b)", r"\\\1", printable_text(name)) or "(unknown)"
 
 def describe_crops(
-    crops: dict | None, # name, cameras (name -> number of crops), people (how many identities were used); None: unknown
+    crops: dict | None, # name, cameras (name -> number of crops), people, answers (how many were used); None: unknown
 ) -> str: # Markdown
     "What a model was adapted to: cameras with the number of crops, and whether identities were used."
     if crops is None: return "Not stated in this file; the table above names the domain."
     cameras, total = crops["cameras"], sum(crops["cameras"].values())
     rows = "\n".join(f"| {cell_text(name)} | {count:,} |" for name, count in cameras.items())
     used = f"the identities of {crops['people']:,} people were used" if crops["people"] else "no identities were used"
+    if answers := crops.get("answers", 0): used += f", and answers about {answers:,} pairs of pictures"
     return f"{cell_text(crops['name'])}: {total:,} crops of people, {used}.\n\n| camera | crops |\n|---|---|\n{rows}"
 
 # %% ../../nbs/deployment/40_onnx_export.ipynb #0de10003

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WAYS_TO_RANK', 'store_root', 'check_network', 'open_domain', 'labelled_images', 'hash_split', 'domain_fingerprint',
-           'weights_mark', 'check_roots', 'run_paths', 'run_path', 'cpu_name', 'package_versions',
-           'describe_environment', 'RunFiles', 'Run', 'encoder_of', 'trained_encoder', 'append_row',
+           'weights_mark', 'check_roots', 'target_answers', 'answer_marks', 'run_paths', 'run_path', 'cpu_name',
+           'package_versions', 'describe_environment', 'RunFiles', 'Run', 'encoder_of', 'trained_encoder', 'append_row',
            'checkpoint_writer', 'resume_point', 'embed_test', 'features_to_rank', 'score_retrieval', 'plain_scores',
            'agreement_loss', 'label_scores', 'encoder_seeds', 'pretraining_configs', 'initial_encoder', 'start_encoder',
            'known_identities', 'starting_encoders', 'whiten_start', 'make_method', 'no_watch', 'Workplace',
@@ -34,6 +34,7 @@ from ..components.encoder import build_encoder, Encoder, FlipAverage, whiten_pro
 from ..components.memory import cross_camera_info_nce, cross_camera_masks
 from ..core import ConfigError, DataError, file_digests, given_path, pick_device, printable_text, project_root
 from ..core import read_rows, read_tensors, RunError, write_atomic, write_tensors
+from ..data.answers import Answers, find_answers, read_answers
 from ..data.benchmarks import LAYOUTS, load_domain, split_identities
 from ..data.image_bank import ImageBank
 from ..data.own_crops import OWN
@@ -46,7 +47,7 @@ from ..evaluation.reranking import expand_queries, rerank
 from ..evaluation.retrieval import evaluate_distances, evaluate_retrieval, RetrievalScores
 from .config import FORMAT2_NETWORKS, method_sources, NETWORK, PRESETS, RunConfig
 from ..training.distributed import all_true, process_rank
-from ..training.loop import adapt, embed_bank, pretrain, unpack_labels
+from ..training.loop import adapt, check_answering, embed_bank, pretrain, unpack_labels
 from ..training.method import Method, METHODS, Supervised
 
 # %% ../../nbs/experiments/10_runs.ipynb #f87de62a
@@ -144,16 +145,43 @@ def check_roots(
     roots: dict, # name -> folder or file
     configs: Iterable[RunConfig], # of runs
 ):
-    "Raises `ConfigError` for a name that is no domain that can be loaded or that a run has, nor weights or start."
-    known = {*LAYOUTS, *OWN, *(name for c in configs for name in (c.source, c.target) if name), "weights", "start"}
+    "Raises `ConfigError` for a name that is no domain that can be loaded or that a run has, nor a file that runs use."
+    known = {*LAYOUTS, *OWN, *(name for c in configs for name in (c.source, c.target) if name)}
+    known |= {"weights", "start", "answers"}
     for name in roots:
         if name not in known:
             raise ConfigError(f"roots has {name!r}, which is no domain; it may have {', '.join(sorted(known))}")
 
+# %% ../../nbs/experiments/10_runs.ipynb #49e901dc
+def target_answers(
+    config: RunConfig, # of a run
+    target: Domain, # its target
+    roots: dict | None, # "answers" -> table of `write_answers`
+) -> Answers | None: # None: none are given, or the run is a pretraining
+    "Answers about a target's training images. Raises `DataError` if none of them is, `ConfigError` if unused."
+    file = (roots or {}).get("answers")
+    if not file or not config.target: return None
+    check_answering(METHODS[config.method])
+    found = find_answers(target.train.paths, read_answers(file))
+    if len(found.pairs): return found
+    raise DataError(f"none of {found.left_out:,} answers in {file} is about two training images of {target.name!r}; "
+                    "give the answers about these images, or none")
+
+def answer_marks(
+    configs: list, # of runs
+    domains: dict, # those that were loaded from folders
+    roots: dict, # "answers" -> table, if given
+    store: Path, # of runs
+) -> dict: # RunConfig -> list of one mark, or of none
+    "Fingerprints of the answers that runs use, see `Answers.mark`."
+    open_one = lambda c: domains.get(c.target) or open_domain(c.target, c.preset, roots, store)
+    used = {c: target_answers(c, open_one(c), roots) if roots.get("answers") and c.target else None for c in configs}
+    return {c: [f"answers{found.mark}"] if found else [] for c, found in used.items()}
+
 # %% ../../nbs/experiments/10_runs.ipynb #b1roots2
 def run_paths(
     configs: Iterable[RunConfig], # of runs
-    roots: dict | None, # domain -> folder, "weights" -> file; None: the embedded benchmark
+    roots: dict | None, # domain -> folder, "weights" -> file, "answers" -> table; None: the embedded benchmark
     store: Path, # of runs
 ) -> dict: # RunConfig -> folder
     "The folder of each run: its identifier, then the fingerprints of what was given by folder."
@@ -163,8 +191,9 @@ def run_paths(
     names = dict.fromkeys((n, c.tracks and n == c.target) for c in configs for n in pair(c))
     domains = {n: load_domain(n, roots[n]) for n in dict.fromkeys(n for n, _ in names)}
     marks = {(n, tracks): domain_fingerprint(domains[n], cache, tracks=tracks) for n, tracks in names}
-    last = weights_mark(roots, cache)
-    return {c: store/"-".join([c.id, *(marks[n, c.tracks and n == c.target] for n in pair(c)), *last]) for c in configs}
+    last, own = weights_mark(roots, cache), answer_marks(configs, domains, roots, store)
+    parts = {c: [c.id, *(marks[n, c.tracks and n == c.target] for n in pair(c)), *last, *own[c]] for c in configs}
+    return {c: store/"-".join(part) for c, part in parts.items()}
 
 # %% ../../nbs/experiments/10_runs.ipynb #2663532b
 def run_path(
@@ -648,10 +677,11 @@ def train_adaptation(
     "Stage 2 of Algorithm 1, from the last checkpoint on; a method that does not train is only moved to the device."
     bank = ImageBank(target.train.paths, config.size, at.device, folder=at.store)
     if not method.trains: return method.to(at.device)
+    answers = target_answers(config, target, at.roots)
     budget = PRESETS[config.preset].budget(config.target)
     save = checkpoint_writer(path, functools.partial(at.watch, config, budget.epochs))
     return adapt(method, target.train.withhold(), bank, budget, config.seed,
-                 f"{config.method} {config.source}->{config.target}", config.tracks,
+                 f"{config.method} {config.source}->{config.target}", config.tracks, answers,
                  save=save, progress=at.progress, **resume_point(path))
 
 # %% ../../nbs/experiments/10_runs.ipynb #15dc0f3a

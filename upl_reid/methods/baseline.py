@@ -81,6 +81,7 @@ def global_ways(
 # %% ../../nbs/methods/baseline.ipynb #e04ab777
 class ChosenClustering(Method):
     "One of several ways to cluster: chosen in the first round, then kept."
+    keeps_answers = True
     chosen: Tensor # (,) position among `ways`, -1 before the first round
 
     def __init__(self,

@@ -261,6 +261,7 @@ def check_inclr(
 # %% ../../nbs/methods/inclr.ipynb #d3c79c47
 class INCLRClusters(DBSCANNumbers, MMT):
     "Arguments of DBSCAN, the same in both spaces."
+    keeps_answers = False # the refinement of both spaces' clusters may part a confirmed pair
     def __init__(self,
         encoder: nn.Module, # global and part features
         twin: nn.Module, # global and part features, pretrained from another seed

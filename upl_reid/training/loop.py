@@ -6,7 +6,7 @@
 __all__ = ['embed_bank', 'pack_optimiser', 'unpack_optimiser', 'pack_labels', 'unpack_labels', 'make_round_optimiser',
            'pack_state', 'unpack_state', 'check_features', 'make_labels', 'set_rates', 'make_batch', 'train_step',
            'broken_step', 'sum_values', 'run_epoch', 'TrainingState', 'TrainingRounds', 'Training', 'fit', 'pretrain',
-           'adapt']
+           'target_links', 'check_answering', 'adapt']
 
 # %% ../../nbs/training/20_loop.ipynb #9dff4447
 import re, time
@@ -19,8 +19,9 @@ from torch import nn, Tensor
 from tqdm.auto import tqdm
 
 from ..components.encoder import cosine_restarts, Encoder, step_drops
-from ..components.tracks import find_links
-from ..core import DataError, RunError, seed_for, seeded_torch, to_numpy
+from ..components.tracks import answer_links, check_answers, find_links, TrackLinks
+from ..core import ConfigError, DataError, RunError, seed_for, seeded_torch, to_numpy
+from ..data.answers import Answers
 from ..data.image_bank import make_augmenter, ImageBank, plan_batches, normalise_images
 from ..data.splits import Split, Unlabelled
 from .distributed import average_tensors, check_agreement, full_batch, share_bodies, sum_gradients
@@ -153,6 +154,7 @@ def make_labels(
     check_features(features, where)
     given = features if method.links is None else method.links.means(features)
     with full_batch(): labels = check_relabelled(method.relabel(given, camids, round), method, features)
+    check_answers(labels.hard, method.links, type(method).__name__)
     check_agreement(labels.hard, "pseudo-labels")
     return features, labels
 
@@ -361,6 +363,27 @@ def pretrain(
     method, one_round = Supervised(encoder, source.pids), replace(budget, cluster_every=budget.epochs)
     return fit(method, bank, source.camids, one_round, seed, title, **kwargs)
 
+# %% ../../nbs/training/20_loop.ipynb #fdbee222
+def target_links(
+    target: Unlabelled, # images to adapt to
+    tracks: bool, # use their tracks
+    answers: Answers | None, # about pairs of them; None: none
+) -> TrackLinks | None: # None: nothing is used
+    "What tracks and answers tell of a target. Raises `DataError` for answers that contradict each other."
+    none = np.full(len(target), -1, np.int64)
+    if not tracks and answers is None: return None
+    links = find_links(target.tracks if tracks else none, target.camids, target.times)
+    if answers is None: return links
+    return answer_links(links, answers.pairs, answers.same, target.paths)
+
+def check_answering(
+    method: type[Method], # class
+):
+    "Raises `ConfigError` for a method that does not keep to answers about pairs."
+    if method.keeps_answers: return
+    raise ConfigError(f"method {method.__name__} does not keep to answers about pairs; use dbscan, upl or another "
+                      "method that groups by one clustering")
+
 # %% ../../nbs/training/20_loop.ipynb #57f9a6f0
 def adapt(
     method: Method, # of one of the notebooks in methods/, around a pretrained encoder
@@ -370,15 +393,18 @@ def adapt(
     seed: int = 0, # names every random stream
     title: str = "adapt", # of the progress bar
     tracks: bool = False, # use the target's tracks in its pseudo-labels
+    answers: Answers | None = None, # confirmed and rejected pairs of its images to use; None: none
     **kwargs, # of `fit`: state, epoch, save, progress
 ) -> Method: # its `embedder()` is the adapted model
     """Stage 2 of Algorithm 1: adaptation to the target.
 
-    Raises `DataError` for a target that carries identities, and without tracks if they are to be used."""
+    Raises `DataError` for a target that carries identities, without tracks if they are to be used, and for answers that
+    contradict each other."""
     if not isinstance(target, Unlabelled):
         raise DataError(f"adapt takes a target without identities, not {type(target).__name__}; pass split.withhold()")
     if tracks and target.tracks is None:
         raise DataError("tracks are to be used, and no image of the target has one; give a column track (or a pattern "
                         "with a group track), or leave tracks out")
-    if tracks: method.links = find_links(target.tracks, target.camids, target.times)
+    if answers is not None: check_answering(type(method))
+    method.links = target_links(target, tracks, answers)
     return fit(method, bank, target.camids, budget, seed, title, **kwargs)

@@ -131,12 +131,13 @@ class MethodState(nn.Module):
     needs_identities = False # True only for the oracle: its constructor takes `pids`
     needs_meta = False # True if its constructor takes `meta`, a held-out part of the source
     needs_twin = False # True if its constructor takes `twin`, a second encoder, pretrained from another seed
+    keeps_answers = False # True if its labels keep to confirmed and rejected pairs of images
     without_source: dict = {} # arguments that hold for a run without a source
     later_arguments: tuple = () # added when runs were stored already: part of a run's name only if not the default
     views = 1 # 2: batches come with a second augmentation of their images
     hard: Tensor # (N,) labels of the round
     head: nn.Parameter # (K, d) classifier of the round
-    links: TrackLinks | None = None # what the tracks of the training images tell, if they are used
+    links: TrackLinks | None = None # what tracks of the training images and answers about them tell, if used
 
     def __init__(self,
         encoder: Any, # the model to train: an `Encoder`, or a module of several of them

@@ -1,0 +1,54 @@
+"""Tables of answers, written and read, and positions of pairs against a loop."""
+import numpy as np
+import pytest
+
+from upl_reid.core import DataError
+from upl_reid.data.answers import find_answers, read_answers, write_answers
+
+STRANGE = ["/a/with, comma.jpg", "/a/庭 \"quoted\".jpg", "/a/\udce4.jpg", "/a/new\nline.jpg", "=1+1.jpg"]
+
+
+def test_a_table_comes_back(tmp_path):
+    rows = [(a, b, bool(i % 2)) for i, (a, b) in enumerate(zip(STRANGE, STRANGE[1:]))]
+    assert read_answers(write_answers(rows, tmp_path/"t.csv")) == rows
+    assert read_answers(write_answers([], tmp_path/"none.csv")) == []
+
+
+@pytest.mark.parametrize("text, words", [
+    ("a,b\n1,2\n", "line 2 .* is no answer"), ("first,second,same\nx,y,1\nx,y,yes\n", "line 3 .* same = 1 or 0"),
+    ("first,second,same\n,y,1\n", "line 2"), ("first,second,same\n\"x,y,1\n", "cannot be read")],
+    ids=["columns", "value", "no-path", "quote"])
+def test_another_table_is_refused(tmp_path, text, words):
+    (tmp_path/"t.csv").write_text(text)
+    with pytest.raises(DataError, match=words): read_answers(tmp_path/"t.csv")
+    with pytest.raises(DataError, match="cannot be read"): read_answers(tmp_path/"gone.csv")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_pairs_among_images_against_a_loop(seed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(seed)
+    names = [str(tmp_path/f"{i}.jpg") for i in range(12)]
+    paths = [names[i] if i % 2 else f"{i}.jpg" for i in rng.permutation(9)]          # relative names too
+    rows = [(names[a], names[b], bool(s)) for a, b, s in rng.integers(0, 12, (40, 3)) % [12, 12, 2] if a != b]
+    found, wanted, absent = find_answers(paths, rows), set(), 0
+    where = {str(tmp_path/p) if not p.startswith("/") else p: i for i, p in enumerate(paths)}
+    for first, second, same in rows:
+        if first in where and second in where:
+            a, b = where[first], where[second]
+            wanted.add((min(a, b), max(a, b), same))
+        else: absent += 1
+    assert [(*p, s) for p, s in zip(found.pairs.tolist(), found.same.tolist())] == sorted(wanted)
+    assert found.left_out == absent
+    again = find_answers(paths, [(b, a, s) for a, b, s in reversed(rows)])
+    assert again.mark == found.mark and len(found.mark) == 8
+    if len(found.same): # another answer, another mark
+        p = found.pairs[0]
+        other = [(paths[p[0]], paths[p[1]], not found.same[0]), *rows]
+        extra = (int(p[0]), int(p[1]), not found.same[0]) in wanted
+        assert (find_answers(paths, other).mark == found.mark) == extra
+
+
+def test_a_picture_with_itself_is_refused():
+    with pytest.raises(DataError, match="a.jpg is answered with itself"):
+        find_answers(["a.jpg", "b.jpg"], [("a.jpg", "./a.jpg", True)])
