@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 from upl_reid.core import DataError
 from upl_reid.experiments.curves import (
     convergence_in_words, curve_frame, draw_curves, epoch_curve, label_confidence, mean_curve, meta_steps, noise_level,
-    queue_use, round_curve, settling_epoch, steps_an_epoch)
+    queue_use, ranking_curve, round_curve, settling_epoch, steps_an_epoch)
 from upl_reid.components.memory import MemoryBank
 from upl_reid.evaluation.calibration import pseudo_label_ece, expected_calibration_error
 from upl_reid.experiments.config import PRESETS, RunConfig
@@ -50,6 +50,13 @@ def test_what_a_run_does_not_note_is_named(tmp_path):
     with pytest.raises(DataError, match="'mix' in its history; it has epoch, loss"): epoch_curve(run, "mix")
     with pytest.raises(DataError, match="'mix' in its clusterings; it has epoch, ari"): round_curve(run, "mix")
     with pytest.raises(DataError, match="it has none"): round_curve(pretend(tmp_path, method="direct"), "ari")
+
+
+@pytest.mark.parametrize("epochs", [[], [0, 2], [0, 1]])
+def test_a_run_without_the_test_of_each_round_is_named(tmp_path, epochs):
+    run = pretend(tmp_path)
+    (run.path/"metrics.json").write_text(json.dumps(dict(tests=[dict(epoch=e, mAP=.5, rank1=.5) for e in epochs])))
+    with pytest.raises(DataError, match="did not keep the test mAP of its rounds.*again=True"): ranking_curve(run)
 
 
 def test_mean_curve_is_the_mean_at_each_epoch_of_the_same_epochs_only():

@@ -25,8 +25,8 @@ from upl_reid.evaluation.reranking import expand_queries
 from upl_reid.evaluation.retrieval import evaluate_retrieval
 from upl_reid.experiments import runs
 from upl_reid.experiments.config import PRESETS, RunConfig
-from upl_reid.experiments.runs import (Run, again_path, features_to_rank, get_run, labelled_images, open_domain,
-                                        resume_point, run_path, score_retrieval)
+from upl_reid.experiments.runs import (Run, again_path, features_to_rank, get_run, labelled_images, measured_epochs,
+                                        measured_part, open_domain, resume_point, run_path, score_retrieval)
 from upl_reid.experiments.tables import rank_again
 from upl_reid.experiments.workers import get_runs
 from upl_reid.training.loop import embed_bank
@@ -589,3 +589,55 @@ def test_the_shipped_files_are_those_of_the_present_presets():
         weights = file.with_suffix(".safetensors")
         assert file_digests([weights])[0] == about["sha256"]
         build_encoder(preset.backbone, preset.size, preset.dim).load_state_dict(read_tensors(weights)[0])
+
+
+# ---- the test after each round
+
+def naive_map(features, q, g):
+    """Mean AP by loops, over queries with a match in another camera."""
+    found = []
+    for i, vector in enumerate(features["query"].double()):
+        far = ((features["gallery"].double() - vector)**2).sum(1).numpy()
+        own = (g.pids == q.pids[i]) & (g.camids == q.camids[i])
+        order = [j for j in np.argsort(far, kind="stable") if not own[j] and g.pids[j] != -1]
+        hits = np.array([g.pids[j] == q.pids[i] for j in order])
+        if hits.any(): found.append(np.mean([(hits[:r + 1].sum())/(r + 1) for r in np.flatnonzero(hits)]))
+    return np.mean(found)
+
+
+def test_rows_of_a_run_rank_the_same_people_from_the_first_to_the_final_model(store, monkeypatch):
+    run, target = Run(CONFIG, run_path(CONFIG, None, store)), open_domain("campus", "tiny", None, store)
+    monkeypatch.setattr(runs.measured_part, "__defaults__", (.25, 3))
+    query, gallery = measured_part(target)
+    people = set(target.query.pids[query])
+    assert len(people) == 3 and people == set(target.gallery.pids[gallery])
+    q, g = target.query.subset(query), target.gallery.subset(gallery)
+    get_run(CONFIG, store=store/"three", device="cpu", progress=False)
+    three = Run(CONFIG, run_path(CONFIG, None, store/"three"))
+    rows = three.metrics["tests"]
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    last = {name: x[torch.from_numpy(m)] for (name, x), m in zip(sorted(three.test_features().items(), reverse=True),
+                                                                  (query, gallery))}
+    assert rows[-1]["mAP"] == pytest.approx(naive_map(last, q, g), abs=1e-6)
+    start = get_run(RunConfig("tiny", "plaza", seed=3), store=store/"three", device="cpu", progress=False).encoder()
+    first = {name: embed_bank(start, ImageBank(part.paths, (48, 24), torch.device("cpu")))
+             for name, part in (("query", q), ("gallery", g))}
+    assert rows[0]["mAP"] == pytest.approx(naive_map(first, q, g), abs=1e-6)
+    same = read_tensors(three.path/"model.safetensors")[0], read_tensors(run.path/"model.safetensors")[0]
+    assert all(torch.equal(same[0][k], same[1][k]) for k in same[0])   # who is ranked does not change the training
+
+
+def test_without_rows_the_weights_are_the_same_bits(store, tmp_path):
+    shutil.copytree(store/"data", tmp_path/"data")
+    bare = get_run(CONFIG, store=tmp_path, device="cpu", progress=False, test_rounds=False)
+    assert bare.metrics["tests"] == [] and not (bare.path/"tests.jsonl").exists()
+    full = Run(CONFIG, run_path(CONFIG, None, store))
+    weights = [read_tensors(r.path/"model.safetensors")[0] for r in (bare, full)]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+@pytest.mark.parametrize("epochs, every, most, expected", [
+    (2, 1, 16, [0, 1]), (16, 2, 16, [0, 2, 4, 6, 8, 10, 12, 14]), (100, 10, 3, [0, 40, 90]), (5, 5, 16, [0])])
+def test_rounds_are_measured_where_they_begin(epochs, every, most, expected):
+    budget = replace(PRESETS["tiny"].adapt, epochs=epochs, cluster_every=every)
+    assert measured_epochs(budget, most) == expected

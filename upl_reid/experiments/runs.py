@@ -9,15 +9,17 @@ __all__ = ['WAYS_TO_RANK', 'store_root', 'check_network', 'open_domain', 'labell
            'checkpoint_writer', 'resume_point', 'embed_test', 'features_to_rank', 'score_retrieval', 'plain_scores',
            'agreement_loss', 'label_scores', 'encoder_seeds', 'pretraining_configs', 'initial_encoder', 'start_encoder',
            'known_identities', 'starting_encoders', 'whiten_start', 'make_method', 'no_watch', 'Workplace',
-           'peak_memory', 'measure_run', 'shipped_files', 'find_shipped', 'split_fingerprint', 'load_shipped',
-           'train_pretraining', 'train_adaptation', 'train_run', 'present_code', 'stored_code', 'code_notice',
-           'say_notice', 'waiting_lock', 'run_lock', 'again_path', 'replace_run', 'finish_replacement', 'limit_threads',
-           'cpu_cores', 'begin_session', 'with_checkpoint', 'do_run', 'found_run', 'get_run', 'ship_pretraining']
+           'peak_memory', 'measured_epochs', 'measured_part', 'part_scores', 'RoundTests', 'cut_tests',
+           'finished_tests', 'measure_run', 'shipped_files', 'find_shipped', 'split_fingerprint', 'load_shipped',
+           'train_pretraining', 'rank_during', 'train_adaptation', 'train_run', 'present_code', 'stored_code',
+           'code_notice', 'say_notice', 'waiting_lock', 'run_lock', 'again_path', 'replace_run', 'finish_replacement',
+           'limit_threads', 'cpu_cores', 'begin_session', 'with_checkpoint', 'do_run', 'found_run', 'get_run',
+           'ship_pretraining']
 
 # %% ../../nbs/experiments/10_runs.ipynb #fef6acac
 import contextlib, functools, hashlib, json, os, platform, shutil, subprocess, sys, time, warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -33,7 +35,7 @@ from ..components.clustering import camera_center
 from ..components.encoder import build_encoder, Encoder, FlipAverage, whiten_projection
 from ..components.memory import cross_camera_info_nce, cross_camera_masks
 from ..core import ConfigError, DataError, file_digests, given_path, pick_device, printable_text, project_root
-from ..core import read_rows, read_tensors, RunError, write_atomic, write_tensors
+from ..core import read_rows, read_tensors, RunError, seed_for, write_atomic, write_tensors
 from ..data.answers import Answers, find_answers, read_answers
 from ..data.benchmarks import LAYOUTS, load_domain, split_identities
 from ..data.image_bank import ImageBank
@@ -48,7 +50,7 @@ from ..evaluation.retrieval import evaluate_distances, evaluate_retrieval, Retri
 from .config import FORMAT2_NETWORKS, method_sources, NETWORK, PRESETS, RunConfig
 from ..training.distributed import all_true, process_rank
 from ..training.loop import adapt, check_answering, embed_bank, pretrain, unpack_labels
-from ..training.method import Method, METHODS, Supervised
+from ..training.method import Budget, Method, METHODS, Supervised
 
 # %% ../../nbs/experiments/10_runs.ipynb #f87de62a
 def store_root() -> Path:
@@ -570,6 +572,7 @@ class Workplace:
     store: Path          # of runs
     progress: bool       # draw bars
     shipped: bool = True # whether a pretraining may be taken from the repository's folder pretrained/
+    test_rounds: bool = True # whether some test identities are ranked after each round, see `RoundTests`
     watch: Callable = no_watch # called after each epoch, see `no_watch`
 
 def peak_memory(
@@ -579,6 +582,84 @@ def peak_memory(
     if device.type == "cuda": return torch.cuda.max_memory_allocated(device)/2**30
     import resource
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20/(1024 if sys.platform == "darwin" else 1)
+
+# %% ../../nbs/experiments/10_runs.ipynb #53bd236d
+def measured_epochs(
+    budget: Budget, # of the adaptation
+    most: int = 16, # measurements
+) -> list: # of int: epochs of training; 0 is before the first. The end is not among them
+    "After how many epochs some test identities are ranked: where rounds begin, or evenly spaced among these."
+    starts = list(range(0, budget.epochs, budget.cluster_every))
+    return [starts[i] for i in sorted({round(x) for x in np.linspace(0, len(starts) - 1, min(most, len(starts)))})]
+
+def measured_part(
+    domain: Domain, # with query and gallery
+    share: float = .25, # of the identities in the queries
+    least: int = 20, # identities
+) -> tuple: # numpy: (Q,) and (G,) whether a query and a gallery image are of the chosen identities
+    "The images of some test identities, the same ones in every run."
+    people = np.random.default_rng(seed_for("test of rounds")).permutation(np.unique(domain.query.pids))
+    people = people[:max(least, round(share*len(people)))]
+    return np.isin(domain.query.pids, people), np.isin(domain.gallery.pids, people)
+
+def part_scores(
+    features: dict, # query and gallery, of the part
+    part: Domain, # the same images
+) -> dict: # mAP, rank1
+    "Retrieval scores of a part of the test images."
+    scores = score_retrieval(features, part)
+    return dict(mAP=scores.mAP, rank1=scores.cmc[1])
+
+# %% ../../nbs/experiments/10_runs.ipynb #4bbe5740
+class RoundTests:
+    "Ranks some test identities during a training, and keeps a row for each time in tests.jsonl."
+    def __init__(self,
+        config: RunConfig, # of an adaptation
+        path: Path, # of the run
+        target: Domain, # with query and gallery
+        device: torch.device, # to train on
+    ):
+        self.file, self.epochs = path/"tests.jsonl", measured_epochs(PRESETS[config.preset].budget(config.target))
+        query, gallery = measured_part(target)
+        self.part = replace(target, query=target.query.subset(query), gallery=target.gallery.subset(gallery))
+        self.banks = {name: ImageBank(getattr(self.part, name).paths, config.size, device)
+                      for name in ("query", "gallery")}
+
+    def measure(self,
+        method: Method, # in training
+        epoch: int, # epochs done
+    ):
+        "Rank the images if this is the time for it; of several processes, the first one writes."
+        if epoch not in self.epochs: return
+        begun = time.perf_counter()
+        features = {name: embed_bank(method.embedder(), bank) for name, bank in self.banks.items()}
+        if process_rank() > 0: return
+        row = dict(epoch=epoch, **part_scores(features, self.part))
+        append_row(self.file, {**row, "seconds": time.perf_counter() - begun})
+
+# %% ../../nbs/experiments/10_runs.ipynb #6f163bf7
+def cut_tests(
+    path: Path, # the run's folder
+    epoch: int, # epochs done in the checkpoint
+):
+    "Cut the rows of `RoundTests` back to a checkpoint."
+    rows = [row for row in read_rows(path/"tests.jsonl") if row["epoch"] <= epoch]
+    if rows: write_atomic(path/"tests.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    else: (path/"tests.jsonl").unlink(missing_ok=True)
+
+def finished_tests(
+    path: Path, # the run's folder
+    features: dict, # of `embed_test`
+    target: Domain, # the same images
+    epochs: int, # of the training
+) -> list: # of dicts: epoch, mAP, rank1
+    "The rows of `RoundTests`, and the final model's from its features; empty if none were kept."
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(path/"tests.jsonl")]
+    if not rows: return []
+    kept = dict(zip(("query", "gallery"), measured_part(target)))
+    part = replace(target, **{name: getattr(target, name).subset(mask) for name, mask in kept.items()})
+    last = {name: features[name][torch.from_numpy(mask).to(features[name].device)] for name, mask in kept.items()}
+    return [*rows, dict(epoch=epochs, **part_scores(last, part))]
 
 # %% ../../nbs/experiments/10_runs.ipynb #ff00a1d1
 def measure_run(
@@ -596,7 +677,9 @@ def measure_run(
     scores = plain_scores(score_retrieval(features, target), target) if features else {}
     files = sorted((path/"rounds").glob("*.safetensors")) if config.method != "pretrain" else []
     quality = lambda file: label_scores(read_tensors(file)[0], target.train) if known else {}
-    result = dict(**scores, rounds=[dict(epoch=int(f.stem), **quality(f)) for f in files],
+    budget = PRESETS[config.preset].budget(config.target)
+    tests = finished_tests(path, features, target, budget.epochs) if features else []
+    result = dict(**scores, rounds=[dict(epoch=int(f.stem), **quality(f)) for f in files], tests=tests,
                   seconds=sum(r["seconds"] for r in read_rows(path/"history.jsonl")),
                   peak_memory=peak_memory(device), finished=time.time())
     write_atomic(path/"metrics.json", json.dumps(result))
@@ -666,6 +749,22 @@ def train_pretraining(
     return pretrain(encoder, kept, bank, preset.pretrain, config.seed, f"pretrain {config.source}",
                     save=save, progress=at.progress, **resume_point(path))
 
+# %% ../../nbs/experiments/10_runs.ipynb #b57d7217
+def rank_during(
+    config: RunConfig, # of an adaptation
+    path: Path, # its folder
+    method: Method, # on the device, not trained yet or about to go on
+    target: Domain, # with its test images
+    at: Workplace, # device, and whether rounds are tested
+    epoch: int, # epochs done in the checkpoint
+) -> Callable: # of the method and the epochs done
+    "What is called after each epoch to rank some test identities; the first ranking is done here."
+    if process_rank() == 0: cut_tests(path, epoch)
+    if not at.test_rounds or not len(target.query): return lambda method, epoch: None
+    tests = RoundTests(config, path, target, at.device)
+    if not epoch: tests.measure(method, 0)
+    return tests.measure
+
 # %% ../../nbs/experiments/10_runs.ipynb #bed11b4f
 def train_adaptation(
     config: RunConfig, # of any other method
@@ -678,11 +777,15 @@ def train_adaptation(
     bank = ImageBank(target.train.paths, config.size, at.device, folder=at.store)
     if not method.trains: return method.to(at.device)
     answers = target_answers(config, target, at.roots)
-    budget = PRESETS[config.preset].budget(config.target)
-    save = checkpoint_writer(path, functools.partial(at.watch, config, budget.epochs))
+    budget, point = PRESETS[config.preset].budget(config.target), resume_point(path)
+    keep = checkpoint_writer(path, functools.partial(at.watch, config, budget.epochs))
+    test = rank_during(config, path, method.to(at.device), target, at, point["epoch"])
+    def save(tensors, row, round):
+        test(method, row["epoch"])
+        keep(tensors, row, round)
     return adapt(method, target.train.withhold(), bank, budget, config.seed,
                  f"{config.method} {config.source}->{config.target}", config.tracks, answers,
-                 save=save, progress=at.progress, **resume_point(path))
+                 save=save, progress=at.progress, **point)
 
 # %% ../../nbs/experiments/10_runs.ipynb #15dc0f3a
 def train_run(
@@ -876,13 +979,14 @@ def get_run(
     store: Path | str | None = None, # None: `store_root()`
     again: bool = False, # train it anew, also if it is finished
     progress: bool = True, # draw bars
+    test_rounds: bool = True, # rank some test identities after each round, see `RoundTests`
     watch: Callable = no_watch, # called after each epoch with the configuration, the epochs in all and the epoch's row
 ) -> Run:
     "Load a finished run, resume an interrupted one, or train it. Waits if another process is training it."
     store = given_path(store or store_root())
     path = run_path(config, roots, store)
     if not again and (run := found_run(config, path)): return run
-    at = Workplace(pick_device(str(device)), roots, store, progress, not again, watch)
+    at = Workplace(pick_device(str(device)), roots, store, progress, not again, test_rounds, watch)
     with run_lock(path, config):
         if process_rank() == 0: finish_replacement(path)
         if not again and (run := found_run(config, path)): return run
