@@ -41,3 +41,20 @@ def test_a_configuration_of_an_earlier_version_is_read(tmp_path, old, new):
     assert config == RunConfig("tiny", "plaza", "campus", "upl", new, 3) and config.method_args == new
     if old:
         with pytest.raises(ConfigError): RunConfig(**stored)
+
+
+# ---- a method's own interval between clusterings
+
+def test_an_interval_of_its_own_makes_another_run_and_another_budget():
+    usual, same = (RunConfig("demo", "plaza", "campus", "inclr", args) for args in ({}, {"recluster": None}))
+    other = RunConfig("demo", "plaza", "campus", "inclr", {"recluster": 4})
+    assert usual.id == same.id != other.id and usual.budget == PRESETS["demo"].adapt
+    assert other.budget.cluster_every == 4 and other.budget.epochs == usual.budget.epochs
+    own = RunConfig("demo", "plaza", "campus", "inclr", {"refinement": "both"})      # a later argument of the class
+    assert own.id == usual.id
+
+
+@pytest.mark.parametrize("recluster", [0, True, 1.5], ids=str)
+def test_an_interval_that_is_no_number_of_epochs_is_named(recluster):
+    with pytest.raises(ConfigError, match=f"recluster={recluster!r}.*at least 1"):
+        RunConfig("demo", "plaza", "campus", "upl", {"recluster": recluster}).budget

@@ -641,3 +641,9 @@ def test_without_rows_the_weights_are_the_same_bits(store, tmp_path):
 def test_rounds_are_measured_where_they_begin(epochs, every, most, expected):
     budget = replace(PRESETS["tiny"].adapt, epochs=epochs, cluster_every=every)
     assert measured_epochs(budget, most) == expected
+
+
+def test_a_run_with_an_interval_of_its_own_clusters_as_often(store):
+    run = get_run(RunConfig("tiny", "plaza", "campus", "dbscan", {"recluster": 2}), store=store, device="cpu",
+                  progress=False)
+    assert len(run.rounds()) == 1 and [row["epoch"] for row in run.metrics["tests"]] == [0, 2]

@@ -147,7 +147,7 @@ def test_what_a_run_supplies_must_be_asked_for(names, extra, asks):
 
 
 def test_parameters_follow_keyword_arguments_only(names):
-    assert list(constructor_parameters(Inherits)) == ["encoder", "momentum", "scale", "average", "k"]
+    assert list(constructor_parameters(Inherits)) == ["encoder", "momentum", "scale", "average", "recluster", "k"]
     assert list(constructor_parameters(Closed)) == ["encoder", "k"]
 
 

@@ -21,7 +21,7 @@ from types import ModuleType
 import upl_reid.methods
 from ..components.encoder import POOLINGS
 from ..core import ConfigError, given_path
-from ..training.method import Budget, METHODS, check_arguments
+from ..training.method import Budget, METHODS, check_arguments, own_budget
 
 # %% ../../nbs/experiments/00_config.ipynb #e4fe7ce6
 @dataclass(frozen=True)
@@ -408,7 +408,8 @@ class RunArguments(RunFields):
     @property
     def hashed_arguments(self) -> dict:
         "All arguments as identifiers hash them: without later ones that have their default."
-        later = () if self.method == "pretrain" else METHODS[self.method].later_arguments
+        classes = () if self.method == "pretrain" else METHODS[self.method].__mro__
+        later = {name for c in classes for name in vars(c).get("later_arguments", ())}
         return {k: v for k, v in self.whole_arguments.items() if k not in later or v != self.defaults[k]}
 
     @property
@@ -451,6 +452,11 @@ class RunConfig(RunNetwork):
         "Sixteen hexadecimal digits."
         config = {**self.stated, "method_args": self.hashed_arguments}
         return hash_facts(dict(config=config, preset=hashed_preset(self.preset, self.source, self.target)))
+
+    @property
+    def budget(self) -> Budget:
+        "Stage 2 of this run: the preset's, with the method's own interval between clusterings."
+        return own_budget(PRESETS[self.preset].budget(self.target), self.arguments.get("recluster"))
 
     @classmethod
     def read(cls,

@@ -67,14 +67,14 @@ def draw_curves(
     if len(curves) > 1: ax.fill_between(mean.index, low, high, color=line.get_color(), alpha=.15, lw=0)
     ax.locator_params(axis="x", integer=True)
 
-# %% ../../nbs/experiments/60_curves.ipynb #bb95f362
+# %% ../../nbs/experiments/60_curves.ipynb #83c1829c
 def ranking_curve(
     run: Run, # finished, of a method that trains
     key: str = "mAP", # or "rank1"
 ) -> pd.Series: # percent; index: epochs of training, from 0
     "Test mAP of a quarter of the test identities during training. Raises `DataError` if the run did not keep it."
     rows = run.metrics.get("tests", [])
-    wanted = measured_epochs(PRESETS[run.config.preset].budget(run.config.target))
+    wanted = measured_epochs(run.config.budget)
     if [row["epoch"] for row in rows][:-1] != wanted:
         raise DataError(f"{run} did not keep the test mAP of its rounds, as it was trained by an earlier version or "
                         "without test_rounds; train it anew with get_run(config, again=True)")

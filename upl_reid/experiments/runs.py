@@ -583,7 +583,7 @@ def peak_memory(
     import resource
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20/(1024 if sys.platform == "darwin" else 1)
 
-# %% ../../nbs/experiments/10_runs.ipynb #53bd236d
+# %% ../../nbs/experiments/10_runs.ipynb #a03ebe08
 def measured_epochs(
     budget: Budget, # of the adaptation
     most: int = 16, # measurements
@@ -610,7 +610,7 @@ def part_scores(
     scores = score_retrieval(features, part)
     return dict(mAP=scores.mAP, rank1=scores.cmc[1])
 
-# %% ../../nbs/experiments/10_runs.ipynb #4bbe5740
+# %% ../../nbs/experiments/10_runs.ipynb #6006b1f4
 class RoundTests:
     "Ranks some test identities during a training, and keeps a row for each time in tests.jsonl."
     def __init__(self,
@@ -619,7 +619,7 @@ class RoundTests:
         target: Domain, # with query and gallery
         device: torch.device, # to train on
     ):
-        self.file, self.epochs = path/"tests.jsonl", measured_epochs(PRESETS[config.preset].budget(config.target))
+        self.file, self.epochs = path/"tests.jsonl", measured_epochs(config.budget)
         query, gallery = measured_part(target)
         self.part = replace(target, query=target.query.subset(query), gallery=target.gallery.subset(gallery))
         self.banks = {name: ImageBank(getattr(self.part, name).paths, config.size, device)
@@ -637,7 +637,7 @@ class RoundTests:
         row = dict(epoch=epoch, **part_scores(features, self.part))
         append_row(self.file, {**row, "seconds": time.perf_counter() - begun})
 
-# %% ../../nbs/experiments/10_runs.ipynb #6f163bf7
+# %% ../../nbs/experiments/10_runs.ipynb #b3d8b964
 def cut_tests(
     path: Path, # the run's folder
     epoch: int, # epochs done in the checkpoint
@@ -677,8 +677,7 @@ def measure_run(
     scores = plain_scores(score_retrieval(features, target), target) if features else {}
     files = sorted((path/"rounds").glob("*.safetensors")) if config.method != "pretrain" else []
     quality = lambda file: label_scores(read_tensors(file)[0], target.train) if known else {}
-    budget = PRESETS[config.preset].budget(config.target)
-    tests = finished_tests(path, features, target, budget.epochs) if features else []
+    tests = finished_tests(path, features, target, config.budget.epochs) if features else []
     result = dict(**scores, rounds=[dict(epoch=int(f.stem), **quality(f)) for f in files], tests=tests,
                   seconds=sum(r["seconds"] for r in read_rows(path/"history.jsonl")),
                   peak_memory=peak_memory(device), finished=time.time())
@@ -749,7 +748,7 @@ def train_pretraining(
     return pretrain(encoder, kept, bank, preset.pretrain, config.seed, f"pretrain {config.source}",
                     save=save, progress=at.progress, **resume_point(path))
 
-# %% ../../nbs/experiments/10_runs.ipynb #b57d7217
+# %% ../../nbs/experiments/10_runs.ipynb #3b8dbf54
 def rank_during(
     config: RunConfig, # of an adaptation
     path: Path, # its folder
@@ -777,7 +776,7 @@ def train_adaptation(
     bank = ImageBank(target.train.paths, config.size, at.device, folder=at.store)
     if not method.trains: return method.to(at.device)
     answers = target_answers(config, target, at.roots)
-    budget, point = PRESETS[config.preset].budget(config.target), resume_point(path)
+    budget, point = config.budget, resume_point(path)
     keep = checkpoint_writer(path, functools.partial(at.watch, config, budget.epochs))
     test = rank_during(config, path, method.to(at.device), target, at, point["epoch"])
     def save(tensors, row, round):

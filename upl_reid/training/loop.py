@@ -25,7 +25,8 @@ from ..data.answers import Answers
 from ..data.image_bank import make_augmenter, ImageBank, plan_batches, normalise_images
 from ..data.splits import Split, Unlabelled
 from .distributed import average_tensors, check_agreement, full_batch, share_bodies, sum_gradients
-from .method import Batch, Budget, check_relabelled, Method, PseudoLabels, Supervised
+from upl_reid.training.method import (Batch, Budget, check_relabelled, Method, own_budget, PseudoLabels,
+    Supervised)
 
 # %% ../../nbs/training/20_loop.ipynb #0b5d24c6
 @torch.no_grad()
@@ -275,6 +276,7 @@ class TrainingState:
         seed: int, # names every random stream
         title: str, # of the random streams and messages
     ):
+        budget = own_budget(budget, method.recluster)
         method.to(bank.device)
         share_bodies(method)
         self.method, self.bank, self.camids, self.budget = method, bank, camids, budget
