@@ -57,4 +57,4 @@ def test_an_interval_of_its_own_makes_another_run_and_another_budget():
 @pytest.mark.parametrize("recluster", [0, True, 1.5], ids=str)
 def test_an_interval_that_is_no_number_of_epochs_is_named(recluster):
     with pytest.raises(ConfigError, match=f"recluster={recluster!r}.*at least 1"):
-        RunConfig("demo", "plaza", "campus", "upl", {"recluster": recluster}).budget
+        repr(RunConfig("demo", "plaza", "campus", "upl", {"recluster": recluster}).budget)
