@@ -67,7 +67,8 @@ EXPORTS = {module: name for name, notebook in NOTEBOOKS.items() if (module := ex
 
 def makes(notebook, report):
     "Whether a notebook writes a report; those of another paper have the paper's folder in both names."
-    name = re.sub(r"^reports/(?:fig\d+$)?", "", report.removesuffix(".md")) or "figures"
+    name = re.sub(r"(^|/)fig\d+[abc]*$", r"\1figures", report.removeprefix("reports/").removesuffix(".md"))
+    name = re.sub(r"^two_methods_\w+$", "two_methods", name)
     return notebook in (f"nbs/{name}.ipynb", f"nbs/studies/{name}.ipynb")
 
 def notebook_page(name):
@@ -156,8 +157,8 @@ SAID = {"tables": "The tables and figures of the paper, and its claims one by on
                   "`papermill nbs/NAME.ipynb reports/NAME.ipynb`; its parameters stand in its first code cell.",
         "studies": "Questions beyond the paper's tables: how hard the benchmark is, what departures from the paper "
                    "are worth, how fast the parts are, one's own cameras.",
-        **{folder: f"The tables of {folder.upper()}, each run again by one notebook, with the published rows beside "
-                   "ours and the differences between rows with their intervals." for folder in PAPERS},
+        **{folder: f"The tables and figures of {folder.upper()}, run again: a notebook for each table with the published "
+                   "rows beside ours and the differences between rows with their intervals, and one for all figures." for folder in PAPERS},
         "methods": "Each method is one class in one notebook: UPL-ReID, the systems it is compared with, baselines, "
                    "and an example to start a new method from."}
 

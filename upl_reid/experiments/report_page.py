@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['TABLES', 'PAPERS', 'NOTEBOOKS', 'TIMED', 'REPORTS', 'MAIN', 'report_names', 'in_order', 'notebook_path',
            'find_notebook', 'is_number', 'embed_picture', 'anchor_of', 'ReportRenderer', 'align_numbers', 'table_cell',
-           'table_box', 'to_html', 'split_report', 'provenance_value', 'files_of', 'report_section', 'count_verdicts',
-           'first_words', 'main_rows', 'reports_page', 'check_notebooks', 'execute_notebook', 'make_reports']
+           'table_box', 'to_html', 'split_report', 'provenance_value', 'notebook_of', 'files_of', 'report_section',
+           'count_verdicts', 'first_words', 'main_rows', 'reports_page', 'check_notebooks', 'execute_notebook',
+           'make_reports']
 
 # %% ../../nbs/experiments/90_report_page.ipynb #fccf078a
 import base64, csv, html, mimetypes, re, time
@@ -31,8 +32,8 @@ NOTEBOOKS = (*TABLES, "method_comparison", "figures", "claims", "benchmark_diffi
              "deviations_from_paper") # in the order in which they run
 TIMED = ("table7",) # measures time, so no other notebook runs beside it
 REPORTS = (*TABLES, "method_comparison", "tuning", "fig3", "fig4", "fig8", "claims", "claims_of_other_papers",
-           "benchmark_difficulty", "deviations_from_paper", "label_free_signs", "own_cameras", "speed",
-           *PAPERS) # in the order in which they are read
+           "benchmark_difficulty", "deviations_from_paper", "combination", "parameters", "label_free_signs",
+           "own_cameras", "speed", *PAPERS) # in the order in which they are read
 
 def report_names(
     reports: Path, # the folder reports/
@@ -191,12 +192,18 @@ def provenance_value(
     return found[1] if found else ""
 
 # %% ../../nbs/experiments/90_report_page.ipynb #8fff2452
+def notebook_of(
+    name: str, # of a report, such as "table4", "cgc/fig10" or "two_methods_rounds"
+) -> str: # without .ipynb
+    "The notebook that writes a report: one writes all figures of a paper, and one all of two methods."
+    return re.sub(r"^two_methods_\w+$", "two_methods", re.sub(r"(^|/)fig\d+[abc]*$", r"\1figures", name))
+
 def files_of(
     name: str, # of a report
     reports: Path, # the folder reports/
 ) -> list: # of (label, relative link)
     "Links of a report: its notebook's page on the site, the notebook, its numbers and its text."
-    notebook = notebook_path("figures" if name.startswith("fig") else name, reports.parent)
+    notebook = notebook_path(notebook_of(name), reports.parent)
     own = re.compile(rf"{re.escape(Path(name).name)}(\W.*|_.*)")
     numbers = [path.relative_to(reports).as_posix() for path in sorted(reports.glob(f"{name}*.csv"))
                if own.fullmatch(path.name)]
@@ -204,6 +211,7 @@ def files_of(
             ("notebook file", f"../{notebook.as_posix()}")] if notebook else []
     return page + [(file, file) for file in [*numbers, f"{name}.md"]]
 
+# %% ../../nbs/experiments/90_report_page.ipynb #10265b07
 def report_section(
     name: str, # of a report
     reports: Path, # the folder reports/
