@@ -21,7 +21,8 @@ BLOB = f"{SETTINGS['DEFAULT']['git_url']}/blob/{SETTINGS['DEFAULT']['branch']}"
 # folders in reading order, then pages of docs/ in theirs; others follow
 FOLDERS = ("data", "components", "evaluation", "training", "methods", "experiments", "deployment")
 PAPERS = ("p2lr", "inclr", "cgc", "mspl") # folders of the tables of other papers, in nbs/ and in reports/
-GUIDES = ("reading_paths", "questions", "run", "own_cameras", "python", "real_data", "results", "paper_map")
+GUIDES = ("reading_paths", "questions", "run", "own_cameras", "python", "real_data", "results", "paper_map",
+          "architectures")
 ROOT_PAGES = {"README.md": "index.md", "nbs/index.ipynb": "index.md",
               "CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGELOG.md": "CHANGELOG.md",
               "reports/index.html": "reports.md", "reports": "reports.md",
@@ -157,8 +158,9 @@ SAID = {"tables": "The tables and figures of the paper, and its claims one by on
                   "`papermill nbs/NAME.ipynb reports/NAME.ipynb`; its parameters stand in its first code cell.",
         "studies": "Questions beyond the paper's tables: how hard the benchmark is, what departures from the paper "
                    "are worth, how fast the parts are, one's own cameras.",
-        **{folder: f"The tables and figures of {folder.upper()}, run again: a notebook for each table with the published "
-                   "rows beside ours and the differences between rows with their intervals, and one for all figures." for folder in PAPERS},
+        **{folder: f"The tables and figures of {folder.upper()}, run again: a notebook for each table with the "
+                   "published rows beside ours and the differences between rows with their intervals, and one "
+                   "notebook for all figures." for folder in PAPERS},
         "methods": "Each method is one class in one notebook: UPL-ReID, the systems it is compared with, baselines, "
                    "and an example to start a new method from."}
 

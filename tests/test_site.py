@@ -160,6 +160,17 @@ def test_links_lead_to_pages_or_to_the_published_repository(build):
                 f"[d]({build.BLOB}/tests/test_site.py) [e](../index.md) [f](https://example.org) `[g](table2.ipynb)`")
     assert build.relinked(text, "nbs/claims.ipynb") == expected
 
+def test_architectures_are_in_step_with_their_script():
+    made = script("architectures")
+    for name in made.PICTURES:
+        assert (DOCS/f"architecture_{name}.svg").read_text(encoding="utf-8") == made.picture(name), \
+            f"docs/architecture_{name}.svg is out of step; run: python docs/architectures.py"
+        boxes = [made.place(box) for box in made.PICTURES[name][1].values()]
+        apart = [a[0] + a[2] < b[0] or b[0] + b[2] < a[0] or a[1] + a[3] < b[1] or b[1] + b[3] < a[1]
+                 for i, a in enumerate(boxes) for b in boxes[:i]]
+        assert all(apart), f"two boxes of {name} overlap"
+
+
 def test_the_pipeline_is_in_step_with_its_script():
     assert (DOCS/"pipeline.svg").read_text(encoding="utf-8") == script("pipeline").picture(), \
         "docs/pipeline.svg is out of step; run: python docs/pipeline.py"

@@ -486,3 +486,11 @@ def test_ctrl_c_begins_no_further_notebook(bench, monkeypatch, jobs):
         monkeypatch.setattr(concurrent.futures.Future, "result", wait)
     with pytest.raises(KeyboardInterrupt): report_page.make_reports(("table2", "table5", "table6"), jobs=jobs)
     assert begun == ["table2", "table5"][:jobs] and (bench/"reports"/"index.html").read_text() == "the old page"
+
+
+@pytest.mark.parametrize("report, notebook", [
+    ("table4", "table4"), ("fig3", "figures"), ("cgc/fig10", "cgc/figures"), ("p2lr/fig6bc", "p2lr/figures"),
+    ("p2lr/table1", "p2lr/table1"), ("two_methods_rounds", "two_methods")])
+def test_a_report_is_of_its_notebook(report, notebook):
+    assert report_page.notebook_of(report) == notebook
+    assert report_page.notebook_path(notebook, Path(__file__).parents[2])
