@@ -101,6 +101,53 @@ def test_evaluate_is_the_evaluation(home, capsys):
                          "cpu")[1]
 
 
+def test_leave_one_out_is_every_picture_against_all_others(home, capsys, tmp_path):
+    "A table of animals with names, without queries; pid 0 is an animal. Compared with a loop over pictures."
+    truth = list_images(home/"mine/truth.csv")
+    some = truth[(truth.split == "gallery") & (truth.pid >= 0)].head(40)
+    names = {pid: f"turtle_{i}" for i, pid in enumerate(sorted(set(some.pid)))}
+    embedder = Embedder.load(home/"model.safetensors", "cpu")
+    x = embedder.embed(list(some.path))
+    for pids in (some.pid.map(names), some.pid.map({pid: i for i, pid in enumerate(names)})):
+        rows = zip(some.path, pids)
+        (tmp_path/"t.csv").write_text("\n".join(["path,pid", *(f"{p},{i}" for p, i in rows), f"{truth.path.iloc[0]},"]))
+        code, _, err = said(capsys, "evaluate", home/"model.safetensors", tmp_path/"t.csv")
+        assert code == 1 and "--leave-one-out" in err
+        got = json.loads(said(capsys, "evaluate", home/"model.safetensors", tmp_path/"t.csv", "--leave-one-out",
+                              "--json")[1])
+        scores, order = [], np.asarray(pids)
+        for i in range(40):
+            others = np.array([j for j in np.argsort(-(x @ x[i]), kind="stable") if j != i])
+            hit = order[others] == order[i]
+            if hit.any(): scores.append((np.cumsum(hit)/np.arange(1, 40))[hit].mean())
+        assert got["mAP"] == pytest.approx(np.mean(scores), abs=1e-6) and got["queries"] == len(scores)
+    (tmp_path/"t.csv").write_text(f"path\n{truth.path.iloc[0]}\n")
+    code, _, err = said(capsys, "evaluate", home/"model.safetensors", tmp_path/"t.csv", "--leave-one-out")
+    assert code == 1 and "none of 1 image has an identity" in err
+
+
+def test_hits_show_the_names_of_a_gallery(home, capsys, tmp_path):
+    pictures = sorted((home/"mine/search/cam1").glob("*"))[:3]
+    (tmp_path/"t.csv").write_text("\n".join(["path,pid", *(f"{p},turtle_{i}" for i, p in enumerate(pictures[:2])),
+                                             f"{pictures[2]},"]))
+    assert said(capsys, "index", home/"model.safetensors", tmp_path/"t.csv", tmp_path/"g.safetensors")[0] == 3
+    lines = said(capsys, "search", home/"model.safetensors", tmp_path/"g.safetensors", pictures[1])[1].splitlines()
+    assert lines[1].split()[-2:] == ["identity", "path"] and lines[2].split()[-2:] == ["turtle_1", str(pictures[1])]
+    out = said(capsys, "search", home/"model.safetensors", home/"mine/search", pictures[1])[1]
+    assert "identity" not in out.splitlines()[1]
+
+
+def test_warnings_are_notes_without_lines_of_the_program(home, tmp_path):
+    "In a process of its own, as a user sees it."
+    (tmp_path/"t.csv").write_text((home/"mine/truth.csv").read_text().replace("search/", f"{home}/mine/search/")
+                                  .replace("crops/", f"{home}/mine/crops/"))
+    done = subprocess.run([sys.executable, "-m", "upl_reid.cli", "adapt", tmp_path/"t.csv", tmp_path/"m.safetensors",
+                           "--preset", "tiny", "--source", "none"], capture_output=True, text=True,
+                          env={**os.environ, "UPL_REID_RUNS": str(tmp_path/"runs")})
+    assert done.returncode in (0, 3) and "note: " in done.stderr and "starts from random values" in done.stderr
+    assert "UserWarning" not in done.stderr and "warnings.warn" not in done.stderr
+
+
 def test_what_is_not_ranked_is_counted_and_unknown_cameras_differ(home, capsys, tmp_path):
     def measured(change):
         images = list_images(home/"mine/truth.csv")

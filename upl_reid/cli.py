@@ -7,13 +7,13 @@ __all__ = ['core', 'MARK', 'PRESET_NAMES', 'CROPS', 'MODEL', 'DEVICE', 'PATTERN'
            'GALLERY', 'INDEX', 'FORGET', 'BROWSE', 'REPORTS', 'ADAPTING', 'NAMING', 'COMMANDS', 'EXAMPLES', 'has_mark',
            'has_page_mark', 'has_metadata', 'check_out', 'show_bars', 'check', 'synth', 'choose_network', 'watcher',
            'pretrain', 'crops_for_card', 'answers_to_use', 'answers_in_words', 'checked_crops', 'adapt',
-           'count_matches', 'measure_retrieval', 'evaluate', 'same_model', 'file_marks', 'named_images', 'entries_of',
-           'is_changed', 'images_to_embed', 'name_people', 'build_gallery', 'count_images', 'left_out_lines',
-           'file_is_gone', 'gone_entries', 'gallery_notes', 'gallery_to_write', 'measure_gallery', 'index_crops',
-           'index_parquet', 'threshold_lines', 'index', 'entry_name', 'check_forget', 'forget_notes', 'forget',
-           'as_lines', 'own_camera', 'Asked', 'tracks_to_search', 'search', 'browse', 'is_identities', 'identities',
-           'export', 'run', 'records', 'reports', 'argument', 'as_path', 'make_parser', 'print_text', 'to_json_value',
-           'main']
+           'count_matches', 'measure_retrieval', 'leave_one_out', 'evaluate', 'same_model', 'file_marks',
+           'named_images', 'entries_of', 'is_changed', 'images_to_embed', 'name_people', 'build_gallery',
+           'count_images', 'left_out_lines', 'file_is_gone', 'gone_entries', 'gallery_notes', 'gallery_to_write',
+           'measure_gallery', 'index_crops', 'index_parquet', 'threshold_lines', 'index', 'entry_name', 'check_forget',
+           'forget_notes', 'forget', 'as_lines', 'own_camera', 'Asked', 'tracks_to_search', 'search', 'browse',
+           'is_identities', 'identities', 'export', 'run', 'records', 'reports', 'argument', 'as_path', 'make_parser',
+           'print_text', 'to_json_value', 'warning_line', 'main']
 
 # %% ../nbs/cli.ipynb #98318773
 import argparse, json, math, numbers, os, shlex, shutil, sys, tempfile, warnings
@@ -290,7 +290,8 @@ def _save_adapted(
     "Calibrate a run's model, judge it, and write it with its card."
     embedder, quality = deployment.Embedder.load(run, device), deployment.run_quality(run, domain.train.camids)
     try: embedder = embedder.calibrated(deployment.calibrate_run(embedder, run, domain.train))
-    except core.DataError as e: quality["warnings"].append(f"cosines could not be calibrated: {e}")
+    except core.DataError as e: quality["warnings"].append("cosines have no probabilities and thresholds, because "
+                                                          f"the clusters do not tell people apart ({e})")
     words, card = deployment.quality_in_words(quality), out.with_name(out.name + ".md")
     if told := embedder.calibration:
         rates = deployment.RATES[1:min(3, len(told.thresholds))]
@@ -382,9 +383,9 @@ def measure_retrieval(
     parts = [numbered[images.split == name] for name in ("query", "gallery")]
     if not all(len(part) for part in parts):
         first = core.printable_text(images.path.iloc[0])
-        raise core.DataError(f"of {len(images):,} images, first {first}, none is a query or none in the gallery; "
-                             "give a table with the columns path,camid,pid,split, or a pattern with the groups split "
-                             "and pid")
+        raise core.DataError(f"of {len(images):,} images, first {first}, none is a query or none in the gallery; give "
+                             "a table path,camid,pid,split, a pattern with the groups split and pid, or "
+                             "--leave-one-out, which makes every picture with an identity a query")
     q, g = (embedder.embed(list(part.path), progress=progress) for part in parts)
     (qp, qc), (gp, gc) = ((part.pid.to_numpy(), part.number.to_numpy()) for part in parts)
     ids = dict(query_pids=qp, query_camids=qc, gallery_pids=gp, gallery_camids=gc)
@@ -395,13 +396,28 @@ def measure_retrieval(
     facts |= dict(queries=len(s.ap), skipped=s.skipped, gallery=len(g) - unknown, without_pid=unknown)
     return facts | (count_matches(embedder.calibration, q, qp, qc, g, gp, gc) if embedder.calibration else {})
 
+# %% ../nbs/cli.ipynb #a6a4b26a
+def leave_one_out(
+    images: "pd.DataFrame", # of `list_images`, with identities
+) -> "pd.DataFrame": # each picture with an identity as a query and in the gallery
+    "Every picture as a query for all others. Raises `DataError` without identities."
+    import pandas as pd
+    pid = images.pid.where((images.split != "train") | (images.pid < 0), images.pid + 1)
+    known = images.assign(pid=pid)[pid >= 0].drop_duplicates("path")
+    if not (known.pid > 0).any():
+        raise core.DataError(f"none of {count_images(len(images))} has an identity; give a table with a column pid, or "
+                             "a pattern with the group pid")
+    return pd.concat([known[known.pid > 0].assign(split="query"), known.assign(split="gallery")], ignore_index=True)
+
 # %% ../nbs/cli.ipynb #1370482c
 def evaluate(
     a: argparse.Namespace, # parsed arguments
 ) -> tuple: # dict for JSON, text, exit code
     "Measure retrieval on crops with identities."
     embedder = deployment.Embedder.load(a.model, a.device)
-    m = measure_retrieval(embedder, data.list_images(a.root, a.pattern), a.rerank, show_bars(a))
+    images = data.list_images(a.root, a.pattern)
+    if a.leave_one_out: images = leave_one_out(images)
+    m = measure_retrieval(embedder, images, a.rerank, show_bars(a))
     shares = ", ".join(f"{k} {100*v:.1f} %" for k, v in m.items() if k in ("mAP", "mINP") or k.startswith("rank-"))
     counts = f"{m['queries']:,} queries in {m['gallery']:,} images, {m['skipped']} without a match left out"
     if m["without_pid"]:
@@ -883,7 +899,8 @@ def _hits_in_words(
     hits: "pd.DataFrame", # of `Gallery.search`
 ) -> list: # of text lines
     "For each query a heading and the table of its hits."
-    shown = ["rank", "cosine", *(["probability"] if "probability" in hits else []), "camera", "path"]
+    known = ["identity"]*bool((hits.identity != "").any())
+    shown = ["rank", "cosine", *(["probability"] if "probability" in hits else []), "camera", *known, "path"]
     text = []
     for i, query in enumerate(queries):
         found = hits[hits["query"] == i]
@@ -1235,7 +1252,9 @@ COMMANDS: dict[Callable, tuple] = {
     pretrain: (argument("out", help="model file to write, .safetensors"), *TRAINING),
     adapt: ADAPTING,
     evaluate: (MODEL, argument("root", help="table with path,camid,pid,split; its splits query and gallery are used"),
-               PATTERN, DEVICE, argument("--rerank", action="store_true", help="k-reciprocal re-ranking")),
+               PATTERN, DEVICE, argument("--rerank", action="store_true", help="k-reciprocal re-ranking"),
+               argument("--leave-one-out", action="store_true",
+                        help="every picture with an identity is a query for all others")),
     index: INDEX, forget: FORGET, search: SEARCH, browse: BROWSE,
     identities: NAMING,
     export: (argument("model", help="model file, or a run's folder; for .parquet: a gallery"),
@@ -1303,12 +1322,22 @@ def to_json_value(
     return str(value)
 
 # %% ../nbs/cli.ipynb #62e12424
+def warning_line(
+    message: Warning | str, # what a warning says
+    *where: Any, # category, file, line: not shown
+    **line: Any, # of the program: not shown
+) -> str: # one line
+    "A warning as a command shows it, without the line of the program it comes from."
+    return f"note: {message}\n"
+
+# %% ../nbs/cli.ipynb #6e1c5ce4
 def main(
     arguments: list | None = None, # of the command line; None: those of this process
 ) -> int: # exit code
     "The command `upl-reid`."
-    a = make_parser().parse_args(arguments)
+    a, shown = make_parser().parse_args(arguments), warnings.formatwarning
     try:
+        warnings.formatwarning = warning_line
         facts, text, code = a.function(a)
         if text: print_text(json.dumps(to_json_value(facts), allow_nan=False) if a.json else text)
         return code
@@ -1321,6 +1350,7 @@ def main(
         remedy = "not enough memory; use a smaller preset, fewer hits, or another device: " if no_memory else ""
         print(f"upl-reid {a.command}: {remedy}{e}", file=sys.stderr)
         return 1
+    finally: warnings.formatwarning = shown
 
 # %% ../nbs/cli.ipynb #6db7c387
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main()) # python -m upl_reid.cli

@@ -17,8 +17,8 @@ from PIL import Image
 from upl_reid.core import DataError
 from upl_reid.data.benchmarks import load_domain
 from upl_reid.data.own_crops import (
-    as_domain, camera_numbers, check_images, raise_faults, find_images, list_images, load_folder, natural_sort_key,
-    ignored_files, readable_images, read_folder, read_table, report_in_words, split_of, write_table)
+    as_domain, camera_numbers, check_images, raise_faults, find_images, likeness_key, list_images, load_folder,
+    natural_sort_key, ignored_files, readable_images, read_folder, read_table, report_in_words, split_of, write_table)
 from upl_reid.core import printable_text
 from upl_reid.data.decoding import MAX_PIXELS, read_image
 
@@ -652,8 +652,143 @@ def test_folders_of_splits_are_asked_about(tmp_path, folders, name):
 
 @pytest.mark.parametrize("folders, each", [
     ([f"cam{i}" for i in range(30)], 3), ([f"cam{i}" for i in range(40)], 60), (["platform", "train", "bus"], 3),
-    (["test_gate", "train_station"], 2)])
-def test_cameras_are_not_doubted(tmp_path, folders, each): assert not doubt(collection(tmp_path, folders, each))
+    (["test_gate", "train_station"], 2), ([f"Camera {i}" for i in range(12)], 4),
+    ([f"hall{i}" for i in range(12)], 24)])
+def test_cameras_are_not_doubted(tmp_path, folders, each):
+    name = "{i}.jpg" if folders[0] == "hall0" else "{folder}_c{cam}_{i}.jpg"
+    assert not doubt(collection(tmp_path, folders, each, name))
+
+
+@pytest.mark.parametrize("folders, each, name", [
+    ([f"turtle_{i}" for i in range(12)], 4, "{i}.jpg"),
+    ([f"{i:04d}" for i in range(20)], 6, "{folder}_c{cam}s1_{i}.jpg"),
+    ([f"{i:04d}" for i in range(8)], 30, "c{cam}_{i}.jpg"),
+    ([f"p{i}/cam{k}" for i in range(5) for k in range(3)], 20, "{i}.jpg")],
+    ids=["twelve turtles", "twenty people", "eight people with many pictures", "a folder a camera inside"])
+def test_few_folders_of_identities_are_asked_about(tmp_path, folders, each, name):
+    said = doubt(collection(tmp_path, folders, each, name))
+    found = list_images(tmp_path, given_pattern(said))
+    assert len(set(found.pid)) == len({f.split("/")[0] for f in folders}) and len(found) == len(folders)*each
+
+
+@pytest.mark.parametrize("name, pattern", [
+    ("{i:04d}_c{cam}s1_0_00.jpg", r"(?P<pid>-?\d+)_c(am)?(?P<cam>\d+)"),
+    ("cam{cam}_{i}.jpg", r"(^|[_-])c(am(era)?)?[_-]?(?P<cam>\d+)[_-]")])
+def test_names_that_tell_the_cameras_are_pointed_out(tmp_path, name, pattern):
+    note, = list_images(collection(tmp_path/"a", [""], 12, name)).attrs["notes"]
+    assert note.startswith("the names seem to tell the 2 cameras") and given_pattern(note) == pattern
+    assert sorted(set(list_images(tmp_path/"a", pattern).camid)) == ["1", "2"]
+    assert not list_images(collection(tmp_path/"b", [""], 12, "{i}.jpg")).attrs["notes"]
+    assert not list_images(collection(tmp_path/"c", [""], 12, "c{i}_x.jpg")).attrs["notes"]       # one picture a number
+
+
+# ---- names and cells
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "None", "NA", "N/A", "<NA>", "null", "NaT"])
+def test_words_for_nothing_are_unknown_and_told(tmp_path, word):
+    for name in "abc": picture(tmp_path/f"{name}.jpg")
+    columns = "path,camid,pid,split,time,track"
+    rows = f"a.jpg,{word},{word},{word},{word},{word}\nb.jpg,1,3,,,\nc.jpg,1,4,,,\n"
+    path = table(tmp_path/"t.csv", f"{columns}\n{rows}")
+    found = read_table(path)
+    assert found.camid.tolist() == ["", "1", "1"] and found.pid.tolist() == [-1, 3, 4] and set(found.split) == {"train"}
+    assert found.track.tolist() == found.time.tolist() == [""]*3
+    assert [n.split(" ")[0] for n in found.attrs["notes"]] == ["camid", "pid", "time", "track"]
+    assert repr(word) in found.attrs["notes"][0] and "unknown, in 1 pictures" in found.attrs["notes"][0]
+    again = read_table(write_table(found, tmp_path/"u.csv"))
+    assert again.camid.tolist() == found.camid.tolist() and not again.attrs["notes"]
+    picture(tmp_path/"crops"/word.replace("/", "")/"a.jpg"); picture(tmp_path/"crops/gate/a.jpg")
+    if "/" not in word: assert sorted(list_images(tmp_path/"crops").camid) == ["", "gate"]
+
+
+def test_composed_and_decomposed_letters_are_one_name(tmp_path):
+    for i in range(2): picture(tmp_path/f"{i}.jpg")
+    path = table(tmp_path/"t.csv", "path,camid,pid\n0.jpg,Caf\u00e9,J\u00fcrgen\n1.jpg,Cafe\u0301,Ju\u0308rgen\n")
+    found = read_table(path)
+    assert set(found.camid) == {"Caf\u00e9"} and found.pid.tolist() == [1, 1] and not found.attrs["notes"]
+    for name in ("Caf\u00e9", "Cafe\u0301"): picture(tmp_path/"crops"/name/"a.jpg")
+    assert "how letters are coded" in fault(list_images, tmp_path/"crops")
+
+
+def test_names_that_are_alike_are_told_and_stay_apart(tmp_path):
+    rows = [("0", "cam1", "Bob"), ("1", "Cam 01", "bob"), ("2", "cam01", "007"), ("3", "1", "7"), ("4", "1.0", "7a")]
+    for name, *_ in rows: picture(tmp_path/f"{name}.jpg")
+    lines = ["path,camid,pid", *(f"{n}.jpg,{c},{p}" for n, c, p in rows)]
+    found = read_table(table(tmp_path/"t.csv", "\n".join(lines)))
+    cameras, people = found.attrs["notes"]
+    assert cameras.startswith("cameras '1' and '1.0', 'cam01' and 'cam1' are taken for different ones")
+    assert people.startswith("identities '007' and '7', 'Bob' and 'bob' are")
+    assert found.camid.nunique() == found.pid.nunique() == 5
+    assert any("'cam01' and 'cam1'" in a for a in check_images(found)["advice"])
+
+
+@pytest.mark.parametrize("one, two, alike", [
+    ("cam1", "CAM01", True), ("1", "01", True), ("1e5", "1E+05", True), ("a b", "a_b", True), ("cam1", "cam 1", False),
+    ("1_2", "12", False), ("1-12", "11-2", False), ("10", "1", False), ("a0", "a", False), ("00", "0", True),
+    ("\uff11", "1", True), ("9"*30, "9"*29 + "8", False), ("nan", "inf", False)])
+def test_likeness_by_hand(one, two, alike): assert (likeness_key(one) == likeness_key(two)) == alike
+
+
+def test_times_that_are_none_are_told(tmp_path):
+    for name in "abc": picture(tmp_path/f"{name}.jpg")
+    found = read_table(table(tmp_path/"t.csv", "path,time\na.jpg,1.5.2024\nb.jpg,9:00:03\nc.jpg,May 2024\n"))
+    assert found.attrs["notes"] == ["the time of 2 pictures cannot be used, first '1.5.2024'; "
+                                    "give seconds, 9:00:03 or 2024-05-01T09:00:03"]
+
+
+@pytest.mark.parametrize("head, encoding, says", [
+    ("path;camid", "utf-8", "with semicolons"), ("path\tcamid", "utf-8", "with tabs"),
+    ("path|camid", "utf-8", "vertical"),
+    ("Path,CamID", "utf-8", "in lower case"), (",path,camid", "utf-8", "without a name"),
+    ("path,camid", "utf-16", "is no text in UTF-8"), ("\0\1JFIF", "utf-8", "is no text in UTF-8")],
+    ids=["semicolons", "tabs", "bars", "upper case", "index column", "utf-16", "a picture"])
+def test_header_that_is_nearly_right_gets_its_remedy(tmp_path, head, encoding, says):
+    assert says in fault(read_table, table(tmp_path/"t.csv", f"{head}\na.jpg,1\n", encoding))
+
+
+# ---- what is not read, and what is in pictures
+
+def test_pictures_under_other_names_are_told(tmp_path):
+    picture(tmp_path/"cam1/a.jpg"); picture(tmp_path/"cam1/b.png")
+    for name in ("x", "y.jpe", ".hidden"): shutil.copy(tmp_path/"cam1/a.jpg", tmp_path/"cam1"/name)
+    (tmp_path/"cam1/notes.txt").write_text("x"); (tmp_path/"cam1/Thumbs.db").write_bytes(b"\xd0\xcf"*9)
+    (tmp_path/"cam1/film.MP4").write_bytes(b"")
+    (tmp_path/"cam1/gone.jpg").symlink_to(tmp_path/"nowhere.jpg"); (tmp_path/"cam1/self.png").symlink_to("self.png")
+    links, unnamed, videos = ignored_files(tmp_path)
+    assert "2 left out, first cam1/gone.jpg" in links and "2 left out, first cam1/x;" in unnamed
+    assert "1 left out, first cam1/film.MP4" in videos
+    only = tmp_path/"other"; only.mkdir(); (only/"a.tif").write_bytes(b"")
+    assert "1 left out, first a.tif; convert" in fault(find_images, only)
+
+
+@pytest.mark.parametrize("content, says", [
+    (b"", "the file is empty"), (b"hello", "no picture, or its beginning is damaged"),
+    (encoded(Image.new("L", (4, 4)), "GIF"), "its content is GIF, whatever its name says); convert it")],
+    ids=["empty", "text", "gif"])
+def test_unreadable_pictures_say_what_they_are(tmp_path, content, says):
+    (tmp_path/"a.jpg").write_bytes(content)
+    assert says in fault(read_image, tmp_path/"a.jpg")
+
+
+@pytest.mark.parametrize("name", ["gone.jpg", "x"*5000, "nul\0.jpg"])
+def test_missing_pictures_are_called_missing(tmp_path, name):
+    assert "there is no such file" in fault(read_image, tmp_path/name)
+
+
+def test_pictures_that_show_nothing_are_told(tmp_path):
+    crops(tmp_path)
+    deep = np.random.default_rng(0).integers(0, 4096, (40, 20)).astype(np.uint16)       # 12 bits of 16
+    Image.fromarray(deep).save(tmp_path/"cam0/deep.png")
+    Image.new("RGB", (1, 200), (255, 0, 0)).save(tmp_path/"cam1/thin.png")
+    tiny, dark = check_images(list_images(tmp_path))["advice"]
+    assert tiny.startswith("1 pictures are less than 8 pixels") and "1 pictures are almost black" in dark
+    assert "cam0/deep.png" in dark
+
+
+def test_many_small_cameras_are_one_note(tmp_path):
+    crops(tmp_path, count=120, cameras=24)
+    advice = check_images(list_images(tmp_path))["advice"]
+    assert len(advice) == 11 and advice[-1] == "few pictures from 14 more cameras"
 
 
 def test_a_doubt_is_one_note_and_no_verdict(tmp_path):

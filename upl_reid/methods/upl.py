@@ -39,8 +39,9 @@ def check_clusters(
 ):
     "Raises `DataError` for fewer than two clusters."
     if int(clusters.max()) > 0: return
-    raise DataError(f"clustering left {int(clusters.max()) + 1} clusters of {len(clusters)} images; lower min_samples "
-                    "or raise eps")
+    found = "one cluster" if int(clusters.max()) == 0 else "no cluster"
+    raise DataError(f"clustering left {found} of {len(clusters)} images, so there is nothing to tell apart; begin with "
+                    "weights of pictures like these, or change the clustering: lower min_samples, raise eps")
 
 # %% ../../nbs/methods/upl.ipynb #feadaae6
 def two_stage_clusters(
