@@ -1,6 +1,7 @@
 """Checkpoints as people have them: nested, under prefixes, under another library's names, damaged."""
 import io
 import itertools
+import warnings
 
 import pytest
 import safetensors.torch
@@ -129,3 +130,24 @@ def test_what_does_not_fit_is_named_with_its_shapes_and_nothing_is_loaded():
 
 def test_a_buffer_is_no_file(tmp_path):
     with pytest.raises(TypeError): read_weights(io.BytesIO())
+
+
+def test_a_checkpoint_of_several_networks_says_which_is_taken(tmp_path):
+    "As timm keeps a moving average beside the weights, and as MoCo keeps two encoders; equal copies are one network."
+    body = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    one, two = body.state_dict(), {k: v + 1 for k, v in body.state_dict().items()}
+    with pytest.warns(UserWarning, match="'state_dict', 'state_dict_ema'; 'state_dict' is taken"):
+        assert same(named_tensors(dict(state_dict=one, state_dict_ema=two, epoch=3)), one)
+    both = {f"encoder_{x}.{k}": v for x, group in (("q", one), ("k", two)) for k, v in group.items()}
+    with pytest.warns(UserWarning, match="'encoder_q.', 'encoder_k.'; 'encoder_q.' is taken"):
+        fit_prefix(one, both)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same(named_tensors(dict(a=one, b=dict(one))), one)
+        fit_prefix(one, {f"{x}.{k}": v for x in "ab" for k, v in one.items()})
+        fit_prefix(one, {f"module.{k}": v for k, v in one.items()} | {"head.weight": torch.zeros(3)})
+
+
+def test_weights_of_another_network_get_a_remedy():
+    with pytest.raises(DataError, match="--backbone names another network, and --start takes a model"):
+        load_named(nn.Conv2d(3, 4, 1), nn.Linear(3, 4).state_dict())

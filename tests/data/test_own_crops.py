@@ -770,7 +770,7 @@ def test_unreadable_pictures_say_what_they_are(tmp_path, content, says):
     assert says in fault(read_image, tmp_path/"a.jpg")
 
 
-@pytest.mark.parametrize("name", ["gone.jpg", "x"*5000, "nul\0.jpg"])
+@pytest.mark.parametrize("name", ["gone.jpg", "x"*5000, "nul\0.jpg"], ids=["gone", "long", "nul"])
 def test_missing_pictures_are_called_missing(tmp_path, name):
     assert "there is no such file" in fault(read_image, tmp_path/name)
 

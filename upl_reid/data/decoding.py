@@ -45,6 +45,7 @@ def unreadable_reason(
     again = "copy it again from where it came from, or remove it from its folder"
     words = str(error).replace(repr(str(path)), "the file").replace(str(path), "the file")
     told = f"{type(error).__name__}: {printable_text(words, 300)}"
+    if os.path.isdir(path): return "it is a folder", "give the pictures in it"
     if not os.path.isfile(path): return "there is no such file", "correct its name or path, or remove it from the list"
     if not path.stat().st_size: return "the file is empty", again
     if not isinstance(error, UnidentifiedImageError): return told, again
@@ -53,7 +54,7 @@ def unreadable_reason(
     except Exception: return "it is no picture, or its beginning is damaged", again
     return f"its content is {other}, whatever its name says", "convert it to JPEG or PNG"
 
-# %% ../../nbs/data/10_decoding.ipynb #2e6bb696
+# %% ../../nbs/data/10_decoding.ipynb #2616a883
 def read_image(
     path: str | Path, # a JPEG, PNG, BMP or WebP file
 ) -> Image.Image: # RGB, fully decoded, the file is closed again
