@@ -758,7 +758,7 @@ def rank_during(
     epoch: int, # epochs done in the checkpoint
 ) -> Callable: # of the method and the epochs done
     "What is called after each epoch to rank some test identities; the first ranking is done here."
-    if process_rank() == 0: cut_tests(path, epoch)
+    if process_rank() == 0: cut_tests(path, epoch or -1)             # the first ranking is done again
     if not at.test_rounds or not len(target.query): return lambda method, epoch: None
     tests = RoundTests(config, path, target, at.device)
     if not epoch: tests.measure(method, 0)
@@ -775,15 +775,14 @@ def train_adaptation(
     "Stage 2 of Algorithm 1, from the last checkpoint on; a method that does not train is only moved to the device."
     bank = ImageBank(target.train.paths, config.size, at.device, folder=at.store)
     if not method.trains: return method.to(at.device)
-    answers = target_answers(config, target, at.roots)
-    budget, point = config.budget, resume_point(path)
-    keep = checkpoint_writer(path, functools.partial(at.watch, config, budget.epochs))
+    point, answers = resume_point(path), target_answers(config, target, at.roots)
+    keep = checkpoint_writer(path, functools.partial(at.watch, config, config.budget.epochs))
     test = rank_during(config, path, method.to(at.device), target, at, point["epoch"])
     def save(tensors, row, round):
         test(method, row["epoch"])
         keep(tensors, row, round)
-    return adapt(method, target.train.withhold(), bank, budget, config.seed,
-                 f"{config.method} {config.source}->{config.target}", config.tracks, answers,
+    name = f"{config.method} {config.source}->{config.target}"
+    return adapt(method, target.train.withhold(), bank, config.budget, config.seed, name, config.tracks, answers,
                  save=save, progress=at.progress, **point)
 
 # %% ../../nbs/experiments/10_runs.ipynb #15dc0f3a
