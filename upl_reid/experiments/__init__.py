@@ -64,6 +64,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "best_round", "repeated_best", "best_in_words", "spread_rows", "draw_pictures", "largest_clusters",
         "cluster_line", "draw_clusters", "clusters_of", "most_frequent", "draw_tsne", "draw_rankings",
         "write_figure"],
+    "ideas": ["IDEAS", "Idea", "ideas_of", "idea_rows", "setting_name", "idea_worth", "worth_in_words", "draw_ideas"],
     "cost": ["SYNCHRONISING", "UNMOVED", "count_flops", "tensors_in", "Watch", "synchronise_device", "peak_bytes",
         "extra_resident", "kept_bytes", "extra_numbers", "indexes_by_mask", "Reads", "check_block", "fill_memory",
         "BenchState", "Bench", "make_benches", "stored_bytes", "count_cost", "in_turns", "epoch_shares",
