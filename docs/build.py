@@ -12,7 +12,7 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 sys.path.insert(0, str(DOCS))
-import api, cells
+import api, cells, matrix
 
 SETTINGS = configparser.ConfigParser()
 SETTINGS.read(ROOT/"settings.ini", encoding="utf-8")
@@ -212,7 +212,7 @@ def api_pages():
     return made
 
 def first_page():
-    "README with the sidebar's four groups."
+    "README, the matrix of tables and figures, and the sidebar's four groups."
     text = re.sub(r"<!--.*?-->\s*", "", (ROOT/"README.md").read_text(encoding="utf-8"), flags=re.S)
     guides = in_order([Path(page).stem for page in PAGES], GUIDES)
     folders = [page.removesuffix(".md") for page in sections() if page not in RESULTS]
@@ -225,7 +225,7 @@ def first_page():
               "Reference": [("API", "api"), ("All notebooks", "docs/notebooks"), ("References", "nbs/references"),
                             ("Contributing", "CONTRIBUTING"), ("Changelog", "CHANGELOG")]}
     trees = "\n".join(toctree(entries, caption) for caption, entries in groups.items())
-    return relinked(text, "README.md") + "\n\n" + trees
+    return relinked(f"{text.rstrip()}\n\n{matrix.matrix()}", "README.md") + "\n\n" + trees
 
 def reports_section():
     "The page of all reports."

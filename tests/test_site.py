@@ -160,6 +160,31 @@ def test_links_lead_to_pages_or_to_the_published_repository(build):
                 f"[d]({build.BLOB}/tests/test_site.py) [e](../index.md) [f](https://example.org) `[g](table2.ipynb)`")
     assert build.relinked(text, "nbs/claims.ipynb") == expected
 
+def test_the_matrix_has_every_table_and_figure_and_no_cell_without_a_word():
+    rows = script("matrix").rows()
+    assert all(cell.strip() and cell.strip() != "-" for row in rows for cell in row)
+    count = lambda kind: {paper: sum(row[0] == paper and row[1].startswith(kind) for row in rows)
+                          for paper in ("UPL-ReID", "P2LR", "INCLR", "CGC", "MSPL")}
+    assert count("Table") == {"UPL-ReID": 7, "P2LR": 2, "INCLR": 3, "CGC": 3, "MSPL": 4}
+    assert count("Figure") == {"UPL-ReID": 8, "P2LR": 6, "INCLR": 4, "CGC": 10, "MSPL": 2}
+
+def test_the_matrix_reads_reports_and_verdicts(tmp_path):
+    made = script("matrix")
+    for folder in ("nbs", "reports"): (tmp_path/folder/"p2lr").mkdir(parents=True)
+    for name in ("nbs/p2lr/table1.ipynb", "nbs/p2lr/table2.ipynb"): shutil.copy(ROOT/name, tmp_path/name)
+    before = [row[-1] for row in made.rows(tmp_path) if row[:2] == ("P2LR", "Table 1")]
+    assert before == ["not made yet: run the notebook"]
+    about = "| preset | demo |\n| seeds | 0, 1, 1000, 1001 |\n"
+    for name in ("table1", "fig6a", "fig6bc"): (tmp_path/"reports/p2lr"/f"{name}.md").write_text(about)
+    (tmp_path/"reports/claims_of_other_papers.csv").write_text(
+        'claim,where,verdict\n1,"P2LR, Table 1",not reproduced\n1,"P2LR, Table 1",not reproduced\n'
+        '2,"P2LR, Table 1",reproduced\n3,"P2LR, Tables 1-2",reproduced\n')
+    found = {row[1]: row[-2:] for row in made.rows(tmp_path) if row[0] == "P2LR"}
+    assert found["Table 1"] == ("reproduced: 2; not reproduced: 1", "[table1](reports/p2lr/table1.md) (demo, 2 seeds)")
+    assert found["Table 2"] == ("reproduced: 1", "not made yet: run the notebook")
+    assert found["Figure 6"][1] == ("[fig6a](reports/p2lr/fig6a.md) (demo, 2 seeds), "
+                                    "[fig6bc](reports/p2lr/fig6bc.md) (demo, 2 seeds)")
+
 def test_architectures_are_in_step_with_their_script():
     made = script("architectures")
     for name in made.PICTURES:
