@@ -70,8 +70,8 @@ def test_a_run_keeps_to_the_answers(mine, store, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("pairs, more, words", [
     ([], (), "there are no answers in"),
-    ([(0, 1, True), (1, 2, True), (0, 2, False)], (), "are rejected as one person, and other answers or a track confirm "
-                                                      "it through"),
+    ([(0, 1, True), (1, 2, True), (0, 2, False)], (), "are rejected as one person, and other answers or a track "
+                                                      "confirm it through"),
     ([(0, 1, True)], ("--method", "mmt"), "method MMT does not keep to answers about pairs; use dbscan"),
     ([(0, 1, True)], ("--method", "inclr"), "method INCLR does not keep to answers")],
     ids=["none", "contradiction", "mmt", "inclr"])

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['core', 'MARK', 'PRESET_NAMES', 'CROPS', 'MODEL', 'DEVICE', 'PATTERN', 'METHOD', 'NETWORK', 'TRAINING', 'SEARCH',
-           'GALLERY', 'INDEX', 'FORGET', 'BROWSE', 'REPORTS', 'ADAPTING', 'NAMING', 'COMMANDS', 'EXAMPLES', 'has_mark',
-           'has_page_mark', 'has_metadata', 'check_out', 'show_bars', 'check', 'synth', 'choose_network', 'watcher',
-           'pretrain', 'crops_for_card', 'answers_to_use', 'answers_in_words', 'checked_crops', 'adapt',
-           'count_matches', 'measure_retrieval', 'leave_one_out', 'evaluate', 'same_model', 'file_marks',
-           'named_images', 'entries_of', 'is_changed', 'images_to_embed', 'name_people', 'build_gallery',
+           'GALLERY', 'INDEX', 'FORGET', 'BROWSE', 'REPORTS', 'ADAPTING', 'NAMING', 'TASKS', 'LABELS', 'COMMANDS',
+           'EXAMPLES', 'has_mark', 'has_page_mark', 'has_metadata', 'check_out', 'show_bars', 'check', 'synth',
+           'choose_network', 'watcher', 'pretrain', 'crops_for_card', 'answers_to_use', 'answers_in_words',
+           'checked_crops', 'adapt', 'count_matches', 'measure_retrieval', 'leave_one_out', 'evaluate', 'same_model',
+           'file_marks', 'named_images', 'entries_of', 'is_changed', 'images_to_embed', 'name_people', 'build_gallery',
            'count_images', 'left_out_lines', 'file_is_gone', 'gone_entries', 'gallery_notes', 'gallery_to_write',
            'measure_gallery', 'index_crops', 'index_parquet', 'threshold_lines', 'index', 'entry_name', 'check_forget',
            'forget_notes', 'forget', 'as_lines', 'own_camera', 'Asked', 'tracks_to_search', 'search', 'browse',
-           'is_identities', 'identities', 'export', 'run', 'records', 'reports', 'argument', 'as_path', 'make_parser',
-           'print_text', 'to_json_value', 'warning_line', 'main']
+           'is_identities', 'identities', 'tasks', 'is_tasks', 'is_labels', 'labels', 'export', 'run', 'records',
+           'reports', 'argument', 'as_path', 'make_parser', 'print_text', 'to_json_value', 'warning_line', 'main']
 
 # %% ../nbs/cli.ipynb #98318773
 import argparse, json, math, numbers, os, shlex, shutil, sys, tempfile, warnings
@@ -227,7 +227,7 @@ def _check_crops(
         raise core.DataError(f"{root} has {different:,} different pictures, but adapting needs at least {data.FEWEST}; "
                              "add crops, or use a model as pretrain makes it")
 
-# %% ../nbs/cli.ipynb #6538c9e3
+# %% ../nbs/cli.ipynb #d1653e0f
 def answers_to_use(
     a: argparse.Namespace, # parsed arguments
     config, # of the run
@@ -248,7 +248,7 @@ def answers_to_use(
     print(answers_in_words(counts), file=sys.stderr, flush=True)
     return table, counts
 
-# %% ../nbs/cli.ipynb #60de8c54
+# %% ../nbs/cli.ipynb #1716ee09
 def answers_in_words(
     counts: dict, # of `answers_to_use`
 ) -> str:
@@ -314,7 +314,7 @@ def _read_crops(
                              "track, or --pattern with a group (?P<track>...)")
     return images
 
-# %% ../nbs/cli.ipynb #65bd7417
+# %% ../nbs/cli.ipynb #dc7efb46
 def checked_crops(
     a: argparse.Namespace, # parsed arguments
 ) -> tuple: # of `list_images`, readable ones; report of `check_images`
@@ -1069,6 +1069,54 @@ def identities(
     if known: text += f"; {facts['known']:,} crops have names of {a.known}"
     return facts, "\n".join([text, *left_out_lines(bad), *(f"note: {n}" for n in notes)]), 3 if bad or notes else 0
 
+# %% ../nbs/cli.ipynb #15adbed2
+def tasks(
+    a: argparse.Namespace, # parsed arguments
+) -> tuple: # dict for JSON, text, exit code
+    "Write identities as tasks of a labelling tool."
+    crops, out = deployment.read_crops(a.table), core.given_path(a.out)
+    if a.tool in ("label-studio", "cvat"): check_out(out, (".json", ".xml"), is_tasks)
+    config = out.with_suffix(".config.xml")
+    if a.tool == "label-studio": check_out(config, (".xml",), lambda path: path.read_bytes().startswith(b"<View>"))
+    deployment.write_tasks(crops, out, a.tool, a.url)
+    known = sum(bool(c.identity) for c in crops)
+    facts = dict(out=str(out), crops=len(crops), known=known)
+    text = f"{count_images(len(crops))}, {known:,} with an identity, for {a.tool}: {out}"
+    if a.tool == "label-studio": text += f"; labelling configuration: {config}"
+    if a.tool == "cvat": text += f"; the task's label: {deployment.CVAT_LABEL}"
+    return facts, text, 0
+
+# %% ../nbs/cli.ipynb #8a1578eb
+def is_tasks(
+    path: Path, # a file
+) -> bool:
+    "Whether a file has tasks of `upl-reid tasks`, for Label Studio or CVAT."
+    head = path.read_bytes()[:100_000]
+    return b'"model_version": "upl-reid"' in head or b'<attribute name="identity">' in head
+
+# %% ../nbs/cli.ipynb #f76999cb
+def is_labels(
+    path: Path, # a file
+) -> bool:
+    "Whether a table was written by `labels`."
+    with open(path, "rb") as f: return f.readline().strip() == b"path,camid,pid,split,time,track"
+
+# %% ../nbs/cli.ipynb #4e5735da
+def labels(
+    a: argparse.Namespace, # parsed arguments
+) -> tuple: # dict for JSON, text, exit code
+    "Read corrected identities from a labelling tool as a table."
+    out, crops = check_out(a.out, (".csv",), is_labels), deployment.read_crops(a.table)
+    found = deployment.label_crops(crops, deployment.read_tasks(a.export, crops))
+    deployment.write_labels(found, out, a.split)
+    before = {c.path: c.identity for c in crops}
+    facts = dict(out=str(out), crops=len(found), identities=len(deployment.crop_identities(found)),
+                 changed=sum(c.identity != before[c.path] for c in found), left_out=len(crops) - len(found))
+    text = (f"{count_images(facts['crops'])} of {facts['identities']:,} identities, {facts['changed']:,} with another "
+            f"identity than before, in {out}")
+    if facts["left_out"]: text += f"; {count_images(facts['left_out'])} of {a.table} are not in the export"
+    return facts, text, 0
+
 # %% ../nbs/cli.ipynb #2fdb9844
 def export(
     a: argparse.Namespace, # parsed arguments
@@ -1243,6 +1291,19 @@ NAMING = (
     argument("--known", metavar="TABLE", help="table of an earlier call, or with columns path and identity: its names "
                                               "are kept, new ones are added"))
 
+# %% ../nbs/cli.ipynb #f967d1d2
+TASKS = (
+    argument("table", help="table of identities, or of crops with pids"),
+    argument("out", help="file to write (.json: Label Studio, .xml: CVAT), or folder to make"),
+    argument("--tool", required=True, choices=("label-studio", "cvat", "fiftyone", "market1501"),
+             help="that is to read it"),
+    argument("--url", default="/data/local-files/?d=", help="what addresses of pictures begin with in Label Studio"))
+LABELS = (
+    argument("export", help="export of a labelling tool: .json, .xml, or a folder"),
+    argument("table", help="the table that the tasks were written from"),
+    argument("out", help="table to write, .csv, for adapt, pretrain and evaluate"),
+    argument("--split", action="store_true", help="for evaluate: all crops as a gallery, and queries"))
+
 # %% ../nbs/cli.ipynb #123d6458
 COMMANDS: dict[Callable, tuple] = {
     check: (CROPS, PATTERN, argument("--table", help="write what was found as a table, for the other commands")),
@@ -1257,6 +1318,7 @@ COMMANDS: dict[Callable, tuple] = {
                         help="every picture with an identity is a query for all others")),
     index: INDEX, forget: FORGET, search: SEARCH, browse: BROWSE,
     identities: NAMING,
+    tasks: TASKS, labels: LABELS,
     export: (argument("model", help="model file, or a run's folder; for .parquet: a gallery"),
              argument("out", help="file to write: .onnx, .safetensors for a state dict under timm's names, or "
                                   ".parquet"),
@@ -1278,6 +1340,7 @@ EXAMPLES = """examples, from crops to a search:
   upl-reid search model.safetensors gallery.safetensors some/picture.jpg -k 20 --false-match-rate 0.001
   upl-reid search model.safetensors gallery.safetensors mine/search.csv --tracks
   upl-reid identities model.safetensors mine/search who.csv    one identity over all cameras
+  upl-reid tasks who.csv tasks.json --tool label-studio        to correct them by hand; upl-reid labels reads the export
   upl-reid forget gallery.safetensors a/picture.jpg    no trace of it stays in the gallery
   upl-reid evaluate model.safetensors mine/truth.csv   only with known identities
 """

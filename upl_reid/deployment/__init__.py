@@ -38,5 +38,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "timm_export": ["fold_neck", "timm_state", "export_timm"],
     "identities": ["UNKNOWN", "group_crops", "member_cosines", "Threshold", "rate_threshold", "identity_means",
         "natural_key", "best_known", "new_names", "settle_groups", "Identities", "identify", "relative_name",
-        "write_identities", "read_known", "pair_quality", "open_set_quality", "nearest_crops", "linked_crops"],
+        "write_identities", "identity_rows", "read_known", "pair_quality", "open_set_quality", "nearest_crops",
+        "linked_crops"],
+    "label_tools": ["LOCAL_FILES", "CVAT_LABEL", "MARKET_NAME", "TOOLS", "Crop", "check_text", "read_crops",
+        "label_crops", "write_labels", "queries", "label_config", "crop_identities", "label_studio_task",
+        "write_label_studio", "read_json", "read_label_studio", "common_names", "picture_size", "write_cvat",
+        "read_cvat", "new_folder", "write_fiftyone", "read_fiftyone", "market_names", "write_market", "read_market",
+        "write_tasks", "read_tasks"],
 })

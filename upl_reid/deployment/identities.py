@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNKNOWN', 'group_crops', 'member_cosines', 'Threshold', 'rate_threshold', 'identity_means', 'natural_key',
            'best_known', 'new_names', 'settle_groups', 'Identities', 'identify', 'relative_name', 'write_identities',
-           'read_known', 'pair_quality', 'open_set_quality', 'nearest_crops', 'linked_crops']
+           'identity_rows', 'read_known', 'pair_quality', 'open_set_quality', 'nearest_crops', 'linked_crops']
 
 # %% ../../nbs/deployment/50_identities.ipynb #1fab8aef
 import csv, io, os, re
@@ -242,7 +242,7 @@ def _parquet(columns):
     return out.getvalue()
 
 # %% ../../nbs/deployment/50_identities.ipynb #072f19ff
-def _known_rows(
+def identity_rows(
     path: Path, # .csv or .parquet
 ) -> tuple[list, list]: # column names, rows as dicts of text
     "The rows of a table of identities. Raises `DataError` for a file that cannot be read."
@@ -274,7 +274,7 @@ def read_known(
 ) -> dict: # absolute path -> identity, confidence (1 where the table has none)
     "Crops with a known identity. Raises `DataError` for missing columns, and for a crop with two identities."
     path = given_path(path)
-    columns, rows = _known_rows(path)
+    columns, rows = identity_rows(path)
     if missing := [name for name in ("path", "identity") if name not in columns]:
         raise DataError(f"{path} has no column {' and no column '.join(missing)} (it has "
                         f"{printable_text(', '.join(columns)) or 'none'}); a known table has path and identity")
