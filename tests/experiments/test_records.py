@@ -8,7 +8,7 @@ import pytest
 
 from upl_reid.core import RunError
 from upl_reid.experiments.config import RunConfig
-from upl_reid.experiments.label_analysis import finished_runs, pack_store
+from upl_reid.experiments.label_analysis import camera_rate, finished_runs, pack_store
 from upl_reid.experiments.records import (archived_runs, ArchivedRun, keep_records, local_folder, noted, read_archive,
     read_setting, RECORDS, report_folder, ReportSetting, setting_in_text, stored_runs, write_setting)
 from upl_reid.experiments.runs import (features_to_rank, get_run, open_domain, plain_scores, Run, score_retrieval,
@@ -279,10 +279,12 @@ def test_records_of_stores_are_merged(tmp_path):
     assert pack_store(two, [one/RECORDS]) == dict(records=4, left_out=["odd"])
     content = (two/RECORDS).read_bytes()
     assert pack_store(two)["records"] == 4 and (two/RECORDS).read_bytes() == content
+    rate = camera_rate(runs[0], open_domain("campus", "tiny", None, one).train)
     shutil.rmtree(one)
     light = stored_runs(configs, store=two)
     assert [type(r) for r in light] == [ArchivedRun, Run] and light[0].metrics["mAP"] == score
     domain = open_domain("campus", "tiny", None, two)
+    assert camera_rate(light[0], domain.train) == rate
     for how in WAYS_TO_RANK:                                                        # the record has what needs features
         kept = rank_again(light[0], domain, how).metrics
         if how == "plain": assert kept["mAP"] == score

@@ -50,7 +50,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "quality_frame", "pearson", "bootstrap_rows", "check_correlation_input", "correlation_table",
         "correlation_in_words", "normalised_entropy", "relabel_round", "entropy_scores", "label_agreement",
         "partner_shares", "effective_share", "label_facts", "most_seen", "check_people", "choose_queries",
-        "top_matches", "preview_figure", "finished_in", "add_notes", "pack_store"],
+        "top_matches", "preview_figure", "camera_rate", "finished_in", "add_notes", "pack_store"],
     "curves": ["epoch_curve", "round_curve", "mean_curve", "draw_curves", "ranking_curve", "curve_frame",
         "settling_epoch", "convergence_in_words", "steps_an_epoch", "queue_use", "meta_steps", "noise_level",
         "stored_confidence", "label_confidence"],

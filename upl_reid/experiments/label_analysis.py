@@ -8,7 +8,7 @@ __all__ = ['QUALITY', 'FEWEST', 'quality_measures', 'spaced_rounds', 'quality_ta
            'bootstrap_rows', 'check_correlation_input', 'correlation_table', 'correlation_in_words',
            'normalised_entropy', 'relabel_round', 'entropy_scores', 'label_agreement', 'partner_shares',
            'effective_share', 'label_facts', 'most_seen', 'check_people', 'choose_queries', 'top_matches',
-           'preview_figure', 'finished_in', 'add_notes', 'pack_store']
+           'preview_figure', 'camera_rate', 'finished_in', 'add_notes', 'pack_store']
 
 # %% ../../nbs/experiments/50_label_analysis.ipynb #d4218e7b
 import io, json
@@ -27,10 +27,10 @@ import torch.nn.functional as F
 from ..components.mixup import choose_among
 from ..components.uncertainty import entropy
 from ..core import ConfigError, DataError, seed_for, to_numpy
-from ..data.image_bank import plan_batches
+from ..data.image_bank import ImageBank, plan_batches
 from ..data.splits import Domain, Split
 from ..evaluation.calibration import pseudo_label_correct, pseudo_label_ece
-from ..evaluation.clusters import cluster_quality
+from ..evaluation.clusters import cluster_quality, same_camera_neighbour_rate
 from ..evaluation.retrieval import unit_distances
 from .config import PRESETS, RunConfig
 from upl_reid.experiments.records import (archived_config, ArchivedRun, merge_rows, noted, read_archive, record_of,
@@ -38,7 +38,7 @@ from upl_reid.experiments.records import (archived_config, ArchivedRun, merge_ro
 from .runs import open_domain, Run, WAYS_TO_RANK
 from .tables import mean_and_std, rank_again
 from ..methods.upl import HybridLabels, MIXTURE, mixture_labels
-from ..training.loop import unpack_labels
+from ..training.loop import embed_bank, unpack_labels
 from ..training.method import METHODS, Budget, PseudoLabels
 
 # %% ../../nbs/experiments/50_label_analysis.ipynb #808e7cfb
@@ -409,6 +409,17 @@ def preview_figure(
     else: rgb.quantize(64, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
     return small.getvalue()
 
+# %% ../../nbs/experiments/50_label_analysis.ipynb #8db2323a
+def camera_rate(
+    run: Run, # whose model embeds the images
+    split: Split, # the target's training images, with identities
+) -> float: # in [0, 1]
+    "`same_camera_neighbour_rate` of a run's model, from the run or its records."
+    def work():
+        bank = ImageBank(split.paths, run.config.size)
+        return float(same_camera_neighbour_rate(embed_bank(run.encoder(), bank), split.pids, split.camids))
+    return noted(run, "same-camera rate", work)
+
 # %% ../../nbs/experiments/50_label_analysis.ipynb #88a10832
 def finished_in(
     store: Path, # of runs
@@ -428,6 +439,7 @@ def add_notes(
     domain = open_domain(run.config.target, run.config.preset, None, store)
     for how in WAYS_TO_RANK: rank_again(run, domain, how)
     if any("labels.soft" in last for last in run.rounds(1)): label_facts(run, domain.train)
+    if run.config.method == "direct": camera_rate(run, domain.train)
 
 def pack_store(
     store: Path, # of runs
