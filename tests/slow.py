@@ -49,6 +49,7 @@ SLOW = {
     "methods/test_cgc.py": """
         test_resumes_to_the_same_bits test_going_on_inside_a_round_restores_the_memory
         test_unsupervised_runs_start_from_weights_that_no_person_has_touched""",
+    "methods/test_spcl.py": "test_spcl_resumes_to_the_same_bits",
     "methods/test_cluster_contrast.py": "test_it_is_cgc_without_its_additions test_resumes_to_the_same_bits",
     "methods/test_example_neighbour_votes.py": "test_a_copy_of_the_notebook_is_a_method_with_a_row",
     "methods/test_inclr.py": "test_resumes_to_the_same_bits test_a_finished_run_loads_with_its_kappa",

@@ -18,7 +18,7 @@ from upl_reid.training.method import PseudoLabels
 
 CPU = torch.device("cpu")
 NAMES = ["upl", "upl_global", "hybrid", "dbscan", "mmt", "p2lr", "inclr", "cgc", "mspl", "votes",
-         "cluster_contrast", "varied_light", "varied_light_upl"]
+         "cluster_contrast", "spcl", "varied_light", "varied_light_upl"]
 
 
 @pytest.fixture(scope="module")

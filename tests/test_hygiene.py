@@ -445,3 +445,13 @@ def test_reports_name_no_folder_of_one_machine():
         found = MACHINE_PATH.search(path.read_text(encoding="utf-8"))
         assert not found, \
             f"{relative(path)}: {found[0]!r} exists on one machine only; write names or paths below the project's root"
+
+
+@each_notebook
+def test_pictures_that_a_cell_shows_are_stored(path):
+    "A notebook that was run where matplotlib draws nothing (MPLBACKEND=Agg) has lost its pictures."
+    code = [cell for cell in cells(path) if cell["cell_type"] == "code"]
+    if not any(cell["outputs"] for cell in code): return      # papermill runs it
+    showing = [cell for cell in code if "plt.show()" in source(cell)]
+    blank = [cell["id"] for cell in showing if not any("image/png" in out.get("data", {}) for out in cell["outputs"])]
+    assert not blank, f"{relative(path)}: cells {blank} show a picture and store none; run it without MPLBACKEND"
