@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from upl_reid.deployment.embedder import Embedder
     from upl_reid.deployment.gallery_homes import FileGallery, GalleryHome
     from upl_reid.deployment.match_calibration import Calibration
+    from upl_reid.deployment.onnx_export import OnnxEmbedder
 
 # %% ../nbs/cli.ipynb #40e53f8c
 MARK = b"upl_reid"             # in every picture and network that a command writes
@@ -227,7 +228,7 @@ def _check_crops(
         raise core.DataError(f"{root} has {different:,} different pictures, but adapting needs at least {data.FEWEST}; "
                              "add crops, or use a model as pretrain makes it")
 
-# %% ../nbs/cli.ipynb #d1653e0f
+# %% ../nbs/cli.ipynb #32181786
 def answers_to_use(
     a: argparse.Namespace, # parsed arguments
     config, # of the run
@@ -248,7 +249,7 @@ def answers_to_use(
     print(answers_in_words(counts), file=sys.stderr, flush=True)
     return table, counts
 
-# %% ../nbs/cli.ipynb #1716ee09
+# %% ../nbs/cli.ipynb #d28e1b59
 def answers_in_words(
     counts: dict, # of `answers_to_use`
 ) -> str:
@@ -314,7 +315,7 @@ def _read_crops(
                              "track, or --pattern with a group (?P<track>...)")
     return images
 
-# %% ../nbs/cli.ipynb #dc7efb46
+# %% ../nbs/cli.ipynb #fa81cbe9
 def checked_crops(
     a: argparse.Namespace, # parsed arguments
 ) -> tuple: # of `list_images`, readable ones; report of `check_images`
@@ -373,7 +374,7 @@ def count_matches(
 
 # %% ../nbs/cli.ipynb #96db1d2b
 def measure_retrieval(
-    embedder: "Embedder", # makes the vectors
+    embedder: "Embedder | OnnxEmbedder", # makes the vectors
     images: "pd.DataFrame", # of `list_images`, with queries, a gallery and identities
     reranked: bool = False, # k-reciprocal re-ranking
     progress: bool = False, # draw bars
@@ -414,7 +415,8 @@ def evaluate(
     a: argparse.Namespace, # parsed arguments
 ) -> tuple: # dict for JSON, text, exit code
     "Measure retrieval on crops with identities."
-    embedder = deployment.Embedder.load(a.model, a.device)
+    exported = core.given_path(a.model).suffix == ".onnx"
+    embedder = deployment.OnnxEmbedder(a.model) if exported else deployment.Embedder.load(a.model, a.device)
     images = data.list_images(a.root, a.pattern)
     if a.leave_one_out: images = leave_one_out(images)
     m = measure_retrieval(embedder, images, a.rerank, show_bars(a))
@@ -1069,7 +1071,7 @@ def identities(
     if known: text += f"; {facts['known']:,} crops have names of {a.known}"
     return facts, "\n".join([text, *left_out_lines(bad), *(f"note: {n}" for n in notes)]), 3 if bad or notes else 0
 
-# %% ../nbs/cli.ipynb #15adbed2
+# %% ../nbs/cli.ipynb #7ad2a0c0
 def tasks(
     a: argparse.Namespace, # parsed arguments
 ) -> tuple: # dict for JSON, text, exit code
@@ -1086,7 +1088,7 @@ def tasks(
     if a.tool == "cvat": text += f"; the task's label: {deployment.CVAT_LABEL}"
     return facts, text, 0
 
-# %% ../nbs/cli.ipynb #8a1578eb
+# %% ../nbs/cli.ipynb #457f9462
 def is_tasks(
     path: Path, # a file
 ) -> bool:
@@ -1094,14 +1096,14 @@ def is_tasks(
     head = path.read_bytes()[:100_000]
     return b'"model_version": "upl-reid"' in head or b'<attribute name="identity">' in head
 
-# %% ../nbs/cli.ipynb #f76999cb
+# %% ../nbs/cli.ipynb #e34866a9
 def is_labels(
     path: Path, # a file
 ) -> bool:
     "Whether a table was written by `labels`."
     with open(path, "rb") as f: return f.readline().strip() == b"path,camid,pid,split,time,track"
 
-# %% ../nbs/cli.ipynb #4e5735da
+# %% ../nbs/cli.ipynb #61a1af6f
 def labels(
     a: argparse.Namespace, # parsed arguments
 ) -> tuple: # dict for JSON, text, exit code
@@ -1129,10 +1131,14 @@ def export(
     def ours(path): return (has_mark if path.suffix == ".onnx" else has_metadata("upl_reid_timm"))(path)
     out = check_out(a.out, (".onnx", ".safetensors", ".parquet"), ours)
     embedder, other = deployment.Embedder.load(a.model, "cpu"), "onnxruntime" if out.suffix == ".onnx" else "timm"
-    if other == "timm" and a.opset: raise core.ConfigError("--opset is for .onnx; leave it out for .safetensors")
+    if other == "timm" and (a.opset or a.int8):
+        raise core.ConfigError("--opset and --int8 are for .onnx; leave them out for .safetensors")
     if other == "timm": worst = deployment.export_timm(embedder, out)
-    else: worst = deployment.export_onnx(embedder, out, opset=a.opset)
-    return dict(out=str(out), difference=worst), f"{out}: {other} and this program differ by at most {worst:.0e}", 0
+    else: worst = deployment.export_onnx(embedder, out, opset=a.opset, int8=a.int8)
+    text = f"{out}: {other} and this program differ by at most {worst:.0e}"
+    if a.int8: text += (f" before the weights of matrix products became 8-bit integers (convolutions stay floats); "
+                        f"measure the loss with upl-reid evaluate {out} TABLE")
+    return dict(out=str(out), difference=worst, int8=a.int8), text, 0
 
 # %% ../nbs/cli.ipynb #26b2779a
 def run(
@@ -1291,7 +1297,7 @@ NAMING = (
     argument("--known", metavar="TABLE", help="table of an earlier call, or with columns path and identity: its names "
                                               "are kept, new ones are added"))
 
-# %% ../nbs/cli.ipynb #f967d1d2
+# %% ../nbs/cli.ipynb #3577cb36
 TASKS = (
     argument("table", help="table of identities, or of crops with pids"),
     argument("out", help="file to write (.json: Label Studio, .xml: CVAT), or folder to make"),
@@ -1312,7 +1318,8 @@ COMMANDS: dict[Callable, tuple] = {
             argument("--preset", default="demo", choices=PRESET_NAMES, help="size of the network")),
     pretrain: (argument("out", help="model file to write, .safetensors"), *TRAINING),
     adapt: ADAPTING,
-    evaluate: (MODEL, argument("root", help="table with path,camid,pid,split; its splits query and gallery are used"),
+    evaluate: (argument("model", help="model file, a run's folder, or an .onnx file of export"),
+               argument("root", help="table with path,camid,pid,split; its splits query and gallery are used"),
                PATTERN, DEVICE, argument("--rerank", action="store_true", help="k-reciprocal re-ranking"),
                argument("--leave-one-out", action="store_true",
                         help="every picture with an identity is a query for all others")),
@@ -1322,7 +1329,8 @@ COMMANDS: dict[Callable, tuple] = {
     export: (argument("model", help="model file, or a run's folder; for .parquet: a gallery"),
              argument("out", help="file to write: .onnx, .safetensors for a state dict under timm's names, or "
                                   ".parquet"),
-             argument("--opset", type=int, metavar="N", help="operator set, 14 to 23; default: torch's choice")),
+             argument("--opset", type=int, metavar="N", help="operator set, 14 to 23; default: torch's choice"),
+             argument("--int8", action="store_true", help="ONNX with 8-bit weights of matrix products")),
     run: (*TRAINING, argument("--target", default="campus", help="domain without labels"),
           argument("--target-root", default="", help="its folder, for real data"),
           argument("--method", default="upl", help="a registered method, or pretrain for stage 1 alone")),

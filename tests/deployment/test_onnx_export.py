@@ -7,9 +7,9 @@ import onnxruntime
 import pytest
 
 import upl_reid.deployment.onnx_export as module
-from upl_reid.core import ConfigError, RunError
+from upl_reid.core import ConfigError, DataError, RunError
 from upl_reid.deployment.embedder import Embedder
-from upl_reid.deployment.onnx_export import describe_crops, export_onnx, model_card
+from upl_reid.deployment.onnx_export import describe_crops, export_onnx, model_card, OnnxEmbedder
 from upl_reid.experiments.config import RunConfig
 from upl_reid.experiments.runs import get_run
 
@@ -78,3 +78,75 @@ def test_model_card_names_the_data(saved):
     assert "identities of 12 people were used" in describe_crops({**crops, "people": 12})
     without = model_card(Embedder.load(saved, "cpu"))
     assert without.startswith("# Model card: people on the cameras of campus\n") and "crops of people" not in without
+
+
+# ---------------------------------------------------------------- 8-bit weights
+
+def test_an_exported_file_embeds_pictures_as_the_model_does(saved, run, tmp_path):
+    embedder = Embedder.load(saved, "cpu")
+    export_onnx(embedder, tmp_path/"m.onnx")
+    paths = sorted(p for p in (run.path.parent/"data").rglob("*") if p.suffix in (".png", ".jpg"))[:7]
+    assert len(paths) == 7
+    exported = OnnxEmbedder(tmp_path/"m.onnx")
+    np.testing.assert_allclose(exported.embed(paths, batch=3), embedder.embed(paths), atol=1e-4)
+    assert (exported.dim, exported.size, exported.calibration) == (embedder.dim, embedder.size, embedder.calibration)
+    assert exported.embed([]).shape == (0, embedder.dim)
+
+
+@pytest.mark.parametrize("opset", [None, 15], ids=["chosen", "older"])
+def test_weights_become_integers_and_vectors_stay_near(saved, tmp_path, opset):
+    embedder = Embedder.load(saved, "cpu")
+    export_onnx(embedder, tmp_path/"m.onnx", opset=opset)
+    assert export_onnx(embedder, tmp_path/"r.onnx", opset=opset, int8=True) <= 1e-4
+    graph = onnx.load(tmp_path/"r.onnx").graph
+    weights = {i.name: i for i in graph.initializer}
+    products = [n for n in graph.node if n.op_type == "MatMulInteger"]
+    assert products and not any(n.op_type in ("ConvInteger", "Gemm") for n in graph.node)
+    for node in products:
+        if node.input[1] in weights: assert weights[node.input[1]].data_type == onnx.TensorProto.INT8
+    assert (tmp_path/"r.onnx").stat().st_size < .8*(tmp_path/"m.onnx").stat().st_size
+    whole, rounded = (OnnxEmbedder(tmp_path/name) for name in ("m.onnx", "r.onnx"))
+    pixels = np.random.default_rng(7).integers(0, 256, (20, *embedder.size, 3), dtype=np.uint8)
+    x, y = whole.embed(list(pixels)), rounded.embed(list(pixels))
+    np.testing.assert_allclose((y**2).sum(1), 1, atol=1e-5)
+    assert .98 < (x*y).sum(1).min() and not np.allclose(x, y, atol=1e-4)
+    assert rounded.facts == whole.facts
+    told = rounded.session.get_modelmeta().custom_metadata_map
+    assert told["upl_reid_weights"] == "int8"
+
+
+def test_a_network_without_matrix_products_is_told():
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "g", [x], [
+        onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])])
+    with pytest.raises(RunError, match="no matrix product"):
+        module.quantize_weights(onnx.helper.make_model(graph).SerializeToString())
+
+
+def test_a_foreign_file_is_refused(tmp_path, saved):
+    (tmp_path/"a.onnx").write_bytes(b"text")
+    with pytest.raises(DataError, match="no ONNX file that can be run"): OnnxEmbedder(tmp_path/"a.onnx")
+    export_onnx(Embedder.load(saved, "cpu"), tmp_path/"m.onnx")
+    graph = onnx.load(tmp_path/"m.onnx")
+    del graph.metadata_props[:]
+    onnx.save(graph, tmp_path/"b.onnx")
+    with pytest.raises(DataError, match="was not written by `upl-reid export`"): OnnxEmbedder(tmp_path/"b.onnx")
+
+
+def test_the_commands_export_and_measure_it(saved, tmp_path, monkeypatch, capsys):
+    from upl_reid.cli import main
+    monkeypatch.setenv("UPL_REID_RUNS", str(tmp_path/"runs"))
+    assert main(["synth", str(tmp_path/"mine"), "--preset", "tiny"]) == 0
+    capsys.readouterr()
+    assert main(["export", str(saved), str(tmp_path/"r.onnx"), "--int8"]) == 0
+    assert "(convolutions stay floats); measure the loss with upl-reid evaluate" in capsys.readouterr().out
+    assert main(["export", str(saved), str(tmp_path/"m.onnx")]) == 0
+    scores = {}
+    for model in (saved, tmp_path/"m.onnx", tmp_path/"r.onnx"):
+        capsys.readouterr()
+        assert main(["evaluate", str(model), str(tmp_path/"mine/truth.csv"), "--device", "cpu", "--json"]) == 0
+        scores[model] = json.loads(capsys.readouterr().out)["mAP"]
+    whole, exported, rounded = scores.values()
+    assert exported == pytest.approx(whole, abs=1e-3) and 0 < abs(rounded - whole) < .05
+    assert main(["export", str(saved), str(tmp_path/"t.safetensors"), "--int8"]) == 1
+    assert "--opset and --int8 are for .onnx" in capsys.readouterr().err
