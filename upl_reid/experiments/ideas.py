@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IDEAS', 'Idea', 'ideas_of', 'idea_rows', 'setting_name', 'idea_worth', 'worth_in_words', 'draw_ideas']
 
-# %% ../../nbs/experiments/67_ideas.ipynb #c07c0379
+# %% ../../nbs/experiments/67_ideas.ipynb #2089f274
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ import pandas as pd
 
 from .tables import compare_map
 
-# %% ../../nbs/experiments/67_ideas.ipynb #f1d13ca5
+# %% ../../nbs/experiments/67_ideas.ipynb #0db0e9a7
 @dataclass(frozen=True)
 class Idea:
     "An idea of a paper as a pair of runs."
@@ -33,7 +33,7 @@ def ideas_of(
     "Ideas that one method has by default and that an argument switches off."
     return [Idea(paper, name, (method, args), (method, {**args, **off})) for name, off in switches.items()]
 
-# %% ../../nbs/experiments/67_ideas.ipynb #82ad97db
+# %% ../../nbs/experiments/67_ideas.ipynb #68bfee1b
 IDEAS = [
     *ideas_of("UPL", "upl", {"memory across cameras": dict(moco=False), "mixup": dict(mixup=False),
                              "learnt loss weights": dict(srmo=False)}),
@@ -46,7 +46,7 @@ IDEAS = [
          ("mmt", dict(center=True, triplet_scale=8.))),
     *ideas_of("INCLR", "inclr", {"parts, mutual refinement": dict(lgmr=False), "inaccuracy weights": dict(igmo=False)})]
 
-# %% ../../nbs/experiments/67_ideas.ipynb #51fed917
+# %% ../../nbs/experiments/67_ideas.ipynb #5af71ec7
 IDEAS += [
     Idea("CGC", "cluster memory", ("cluster_contrast", {}), ("dbscan", dict(center=False))),
     *ideas_of("CGC", "cgc", {"confident centroids": dict(centroids="all"), "confident labels": dict(beta=1.)}),
@@ -57,7 +57,7 @@ IDEAS += [
     Idea("MSPL", "DBSCAN, not k-means", ("mspl", {}), ("mspl", dict(clusters="kmeans")))]
 
 def idea_rows(
-    ideas: Iterable[Idea],
+    ideas: Iterable[Idea], # such as `IDEAS`
 ) -> dict: # row -> (method, method_args), each setting once
     "The rows to train for some ideas, named by method and arguments."
     settings = [pair for idea in ideas for pair in (idea.given, idea.base)]
@@ -70,10 +70,10 @@ def setting_name(
     "A row's name."
     return ", ".join([method, *(f"{k}={v}" for k, v in args.items())])
 
-# %% ../../nbs/experiments/67_ideas.ipynb #75329a93
+# %% ../../nbs/experiments/67_ideas.ipynb #bbcc5709
 def idea_worth(
     runs: dict, # (row, source, target) -> list of Run, of `idea_rows`
-    ideas: Iterable[Idea],
+    ideas: Iterable[Idea], # such as `IDEAS`
 ) -> pd.DataFrame: # paper, idea, source, target, value, low, high, seeds, runs
     "mAP with each idea minus without it, with a paired 95 % interval, in every transfer."
     lines = []
@@ -86,7 +86,7 @@ def idea_worth(
                               high=high, seeds=len(pair[0]), runs=" ".join(r.id for group in pair for r in group)))
     return pd.DataFrame(lines)
 
-# %% ../../nbs/experiments/67_ideas.ipynb #4a0b210a
+# %% ../../nbs/experiments/67_ideas.ipynb #87f0260c
 def worth_in_words(
     worth: pd.DataFrame, # of `idea_worth`
 ) -> list: # of sentences
@@ -99,7 +99,7 @@ def worth_in_words(
     everywhere = [name for name, index in full.groupby(full, sort=False).groups.items() if up[index].all()]
     return [*words, f"**Everywhere.** Helps in every transfer: {'; '.join(everywhere) or 'none'}."]
 
-# %% ../../nbs/experiments/67_ideas.ipynb #d7a0e436
+# %% ../../nbs/experiments/67_ideas.ipynb #940a72ea
 def draw_ideas(
     worth: pd.DataFrame, # of `idea_worth`
 ) -> plt.Figure:
