@@ -13,7 +13,7 @@ __all__ = ['ARCHITECTURE', 'ILLUSTRATION', 'P2LR_FIGURES', 'INCLR_FIGURES', 'CGC
            'best_in_words', 'spread_rows', 'draw_pictures', 'largest_clusters', 'cluster_line', 'draw_clusters',
            'clusters_of', 'most_frequent', 'draw_tsne', 'draw_rankings', 'write_figure']
 
-# %% ../../nbs/experiments/65_figures.ipynb #746382e8
+# %% ../../nbs/experiments/65_figures.ipynb #84ef2a4a
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 import matplotlib.pyplot as plt
@@ -26,7 +26,7 @@ from ..core import DataError, pick_device, seed_for, to_numpy
 from ..data.decoding import read_image
 from ..data.image_bank import ImageBank
 
-# %% ../../nbs/experiments/65_figures.ipynb #df7cae1f
+# %% ../../nbs/experiments/65_figures.ipynb #2611ddbd
 from ..data.splits import Domain, Split
 from ..evaluation.calibration import pseudo_label_correct
 from ..evaluation.retrieval import evaluate_retrieval
@@ -41,7 +41,7 @@ from ..methods.mspl import stopping_round
 from ..methods.p2lr import label_uncertainty
 from ..training.loop import embed_bank
 
-# %% ../../nbs/experiments/65_figures.ipynb #1df75bbf
+# %% ../../nbs/experiments/65_figures.ipynb #24016e2c
 @dataclass(frozen=True)
 class Drawn:
     "A figure, the numbers that it was drawn from, and sentences computed from them."
@@ -56,7 +56,7 @@ class PaperFigure:
     says: str   # what the paper says about it, in our words, with its printed numbers
     why: str = "" # why it is not drawn from runs; empty: it is
 
-# %% ../../nbs/experiments/65_figures.ipynb #b5fa7e65
+# %% ../../nbs/experiments/65_figures.ipynb #1e113b4d
 ARCHITECTURE = "architecture: drawn by docs/architectures.py"
 
 ILLUSTRATION = "illustration of the idea, nothing measured"
@@ -78,7 +78,7 @@ P2LR_FIGURES = {
                    "77.1, 81.0 and 80.8 for 0.95, 0.97, 0.99 and 1). (b) α from 20 to 50 is good: mAP 80.4 at 20 and "
                    "80.2 at 50, R-1 91.4 and 92.0, with p0 = 0.2. (c) The best p0 is about 0.3: mAP 81.0, R-1 92.6.")}
 
-# %% ../../nbs/experiments/65_figures.ipynb #03c68868
+# %% ../../nbs/experiments/65_figures.ipynb #31e89c8f
 INCLR_FIGURES = {
     1: PaperFigure("the idea", "", ILLUSTRATION),
     2: PaperFigure("architecture", "", ARCHITECTURE),
@@ -89,7 +89,7 @@ INCLR_FIGURES = {
                    "the best is κ = 0.2. (b) β from 20 to 60 is good: mAP 82.2 at 20 and 81.4 at 60, R-1 92.6 and "
                    "91.9.")}
 
-# %% ../../nbs/experiments/65_figures.ipynb #f89a8033
+# %% ../../nbs/experiments/65_figures.ipynb #25bed8da
 CGC_FIGURES = {
     1: PaperFigure("silhouettes of one cluster's images at three times",
                    "MSMT17 at epochs 0, 25 and 50: the images of a cluster are grouped by coarse looks at first and "
@@ -112,7 +112,7 @@ CGC_FIGURES = {
                     "Fowlkes-Mallows, ARI, AMI and V-measure rise during training, and ours is above the baseline in "
                     "all four on both data sets.")}
 
-# %% ../../nbs/experiments/65_figures.ipynb #536e741c
+# %% ../../nbs/experiments/65_figures.ipynb #0d2cdb68
 MSPL_FIGURES = {
     1: PaperFigure("architecture", "", ARCHITECTURE),
     2: PaperFigure("mAP and R-1 over the steps, with and without normalisation",
@@ -120,7 +120,7 @@ MSPL_FIGURES = {
                    "it the curves are highest at their last step. Points after convergence repeat the best model.")}
 FIGURES = dict(p2lr=P2LR_FIGURES, inclr=INCLR_FIGURES, cgc=CGC_FIGURES, mspl=MSPL_FIGURES)
 
-# %% ../../nbs/experiments/65_figures.ipynb #f5e4af54
+# %% ../../nbs/experiments/65_figures.ipynb #4a44781d
 def stored_round(
     run: Run, # finished, with its folder
     at: int = -1, # which clustering
@@ -138,27 +138,27 @@ def round_epochs(
     rounds = run.metrics["rounds"]
     return {int(rounds[i]["epoch"]) - 1: i for i in spaced_rounds(len(rounds), shown)}
 
-# %% ../../nbs/experiments/65_figures.ipynb #fe0b65df
+# %% ../../nbs/experiments/65_figures.ipynb #a175fb7e
 def draw_panels(
     runs: dict, # (row, source, target) -> list of Run
     reads: dict, # label -> function of a Run, a pd.Series over epochs
 ) -> Drawn:
     "A panel for each direction (row) and value (column), a line for each row of `runs`."
     rows, directions = (list(dict.fromkeys(part)) for part in zip(*((key[0], key[1:]) for key in runs)))
-    size = max(5, 3*len(reads)), .6 + 2.3*len(directions)
+    size = max(4.5, 2.5*len(reads)), .6 + 2.3*len(directions)
     figure, axes = plt.subplots(len(directions), len(reads), figsize=size, dpi=100, layout="constrained", squeeze=False)
     for line, d in zip(axes, directions):
         for ax, (name, read) in zip(line, reads.items()):
             for row in (row for row in rows if (row, *d) in runs):
                 draw_curves(ax, [read(r) for r in runs[row, *d]], label=row)
             ax.set_title(f"{d[0]} → {d[1]}", fontsize=9)
-            ax.set(ylabel=name, xlabel="epochs")
+            ax.set(ylabel=name.replace(", ", ",\n"), xlabel="epochs")
     axes[0, 0].legend(fontsize=7)
     numbers = pd.concat([curve_frame(runs, read, name) for name, read in reads.items()], ignore_index=True)
     words = [ends_in_words(runs, d, name, read) for d in directions for name, read in reads.items()]
     return Drawn(figure, numbers, words)
 
-# %% ../../nbs/experiments/65_figures.ipynb #8f92943d
+# %% ../../nbs/experiments/65_figures.ipynb #14b5d49f
 def ends_in_words(
     runs: dict, # (row, source, target) -> list of Run
     direction: tuple, # (source, target)
@@ -171,7 +171,7 @@ def ends_in_words(
     each = "; ".join(f"{row} from {a:.3g} to {b:.3g}" for row, (a, b) in ends.items())
     return f"**{direction[0]}→{direction[1]}, {name}.** {each}."
 
-# %% ../../nbs/experiments/65_figures.ipynb #39d73ebc
+# %% ../../nbs/experiments/65_figures.ipynb #aa081f9e
 def people_part(
     split: Split, # with identities
     share: float, # of the people, 0..1
@@ -194,7 +194,7 @@ def map_within(
     truth = dict(query_pids=pids, query_camids=split.camids, gallery_pids=pids, gallery_camids=split.camids)
     return 100*evaluate_retrieval(features, features, **truth).mAP
 
-# %% ../../nbs/experiments/65_figures.ipynb #3ddec776
+# %% ../../nbs/experiments/65_figures.ipynb #a30ce99e
 def training_curve(
     run: Run, # finished, of a method that clusters
     split: Split, # the target's training images, with identities
@@ -207,7 +207,7 @@ def training_curve(
     epochs = pd.Index([int(scores["epoch"]) - 1 for scores in run.metrics["rounds"]], name="epochs")
     return pd.Series(values, epochs, name="mAP")
 
-# %% ../../nbs/experiments/65_figures.ipynb #927ffd72
+# %% ../../nbs/experiments/65_figures.ipynb #9807b527
 KEPT = "mAP, a quarter of the test people"
 MADE = "mAP, a quarter of the training people"
 
@@ -224,7 +224,7 @@ def ranking_reader(
             "people at each clustering; `get_run(config, again=True)` trains a run anew with the test.")
     return MADE, lambda run: training_curve(run, domain(run.config.target).train), note
 
-# %% ../../nbs/experiments/65_figures.ipynb #cabacb5b
+# %% ../../nbs/experiments/65_figures.ipynb #9d517601
 SILHOUETTE_BINS = np.linspace(-1, 1, 81)
 
 def silhouettes_of(
@@ -240,7 +240,7 @@ def silhouettes_of(
     work = lambda: {str(epoch): one(at) for epoch, at in round_epochs(run, shown).items()}
     return {int(epoch): found for epoch, found in noted(run, f"silhouettes at {shown} times", work).items()}
 
-# %% ../../nbs/experiments/65_figures.ipynb #d4337027
+# %% ../../nbs/experiments/65_figures.ipynb #c1a9c86c
 def draw_silhouettes(
     runs: dict, # (row, source, target) -> list of Run; the first seed is drawn
     shown: int = 3, # clusterings
@@ -261,7 +261,7 @@ def draw_silhouettes(
     axes[0, 0].legend(fontsize=7)
     return Drawn(figure, silhouette_frame(found, runs), silhouettes_in_words(found))
 
-# %% ../../nbs/experiments/65_figures.ipynb #73623296
+# %% ../../nbs/experiments/65_figures.ipynb #15ac0899
 def silhouette_frame(
     found: dict, # (row, source, target) -> `silhouettes_of` the first seed
     runs: dict, # (row, source, target) -> list of Run
@@ -283,7 +283,7 @@ def silhouettes_in_words(
     return [f"**{s}→{t}, {row}.** {'; '.join(each(*item) for item in times.items())}."
             for (row, s, t), times in found.items()]
 
-# %% ../../nbs/experiments/65_figures.ipynb #4424f28b
+# %% ../../nbs/experiments/65_figures.ipynb #1e0905ff
 def uncertainties_of(
     run: Run, # finished, of a method that clusters
     pids: np.ndarray, # (N,) of the target's training images
@@ -297,7 +297,7 @@ def uncertainties_of(
     u, right = noted(run, f"uncertainties, clustering {at}", work)
     return np.array(u), np.array(right, dtype=bool)
 
-# %% ../../nbs/experiments/65_figures.ipynb #22e21c66
+# %% ../../nbs/experiments/65_figures.ipynb #e8b3abf9
 def draw_uncertainties(
     runs: dict, # (row, source, target) -> list of Run; the first seed is drawn
     domain: Callable, # name -> Domain
@@ -315,12 +315,13 @@ def draw_uncertainties(
             lines += [dict(configuration=row, source=s, target=t, label=kind, low=low, high=low + bins[1],
                            images=int(n), run=group[0].id) for low, n in zip(bins, counts) if n]
         ax.set_title(f"{row}\n{s} → {t}", fontsize=9)
+        ax.set_yscale("symlog", linthresh=1)
         ax.set(xlabel="uncertainty"); ax.legend(fontsize=7)
         words.append(f"**{s}→{t}, {row}.** {separation_in_words(u, right)}")
-    axes[0, 0].set_ylabel("images")
+    axes[0, 0].set_ylabel("images, log scale")
     return Drawn(figure, pd.DataFrame(lines), words)
 
-# %% ../../nbs/experiments/65_figures.ipynb #429f8565
+# %% ../../nbs/experiments/65_figures.ipynb #c1b6b0ec
 def separation(
     u: np.ndarray, # (M,) uncertainties
     right: np.ndarray, # (M,) bool
@@ -341,7 +342,7 @@ def separation_in_words(
     if np.isnan(area): return f"{share}, so there is nothing to separate."
     return f"{share}; a wrong label is more uncertain than a right one with probability {area:.2f} (chance: 0.5)."
 
-# %% ../../nbs/experiments/65_figures.ipynb #fd67397f
+# %% ../../nbs/experiments/65_figures.ipynb #0d60821f
 def mean_uncertainty(
     run: Run, # finished, of a method that clusters
 ) -> pd.Series: # nats; index: epochs of training, from 0
@@ -354,7 +355,7 @@ def mean_uncertainty(
     values = noted(run, "mean uncertainty", lambda: [one(at) for at in range(len(rounds))])
     return pd.Series(values, pd.Index([int(each["epoch"]) - 1 for each in rounds], name="epochs"), name="uncertainty")
 
-# %% ../../nbs/experiments/65_figures.ipynb #916751c4
+# %% ../../nbs/experiments/65_figures.ipynb #55963edd
 def arranged_probabilities(
     p: np.ndarray, # (K,) probabilities of the clusters
     label: int, # the assigned one
@@ -372,7 +373,7 @@ def typical_images(
     groups = {"wrong": np.flatnonzero(~right), "right": np.flatnonzero(right)}
     return {kind: int(at[np.argmin(np.abs(u[at] - np.median(u[at])))]) for kind, at in groups.items() if len(at)}
 
-# %% ../../nbs/experiments/65_figures.ipynb #a6e47d47
+# %% ../../nbs/experiments/65_figures.ipynb #caa7caf2
 def consistency_curve(
     run: Run, # finished, of a method that clusters
     pids: np.ndarray, # (N,) of the target's training images
@@ -388,7 +389,7 @@ def consistency_curve(
     epochs = pd.Index([int(each["epoch"]) - 1 for each in rounds], name="epochs")
     return pd.Series(100*np.array(values, dtype=float), epochs, name="identity consistency")
 
-# %% ../../nbs/experiments/65_figures.ipynb #14715334
+# %% ../../nbs/experiments/65_figures.ipynb #8adaace8
 def parameter_rows(
     method: str, # registered name
     name: str, # of an argument
@@ -410,7 +411,7 @@ def validation_scores(
         return map_within(embed_bank(run.encoder(device), ImageBank(own.paths, run.config.size, device)), own)
     return noted(run, f"mAP of {parts} validation sets, {share}", lambda: [one(part) for part in range(parts)])
 
-# %% ../../nbs/experiments/65_figures.ipynb #34f36a26
+# %% ../../nbs/experiments/65_figures.ipynb #1f2a2b30
 def draw_parameters(
     groups: dict, # (label, source, target) -> {value: list of numbers, one a seed or part}
     name: str | dict, # of the parameter; label -> parameter, where panels have different ones
@@ -434,7 +435,7 @@ def draw_parameters(
         words.append(f"**{s}→{t}.** {parameter_in_words(name_of(label), label, found)}")
     return Drawn(figure, pd.DataFrame(lines), words)
 
-# %% ../../nbs/experiments/65_figures.ipynb #8baffaeb
+# %% ../../nbs/experiments/65_figures.ipynb #3bde6eac
 def parameter_in_words(
     name: str, # of the parameter
     label: str, # of the measured value
@@ -448,7 +449,7 @@ def parameter_in_words(
     return (f"{label} is highest at {name} = {best:g} ({means[best]:.1f}) and lowest at {worst:g} "
             f"({means[worst]:.1f}){range_of}.")
 
-# %% ../../nbs/experiments/65_figures.ipynb #7cf92396
+# %% ../../nbs/experiments/65_figures.ipynb #7f1e4047
 def parameter_scores(
     runs: dict, # ("name=value", source, target) -> list of Run
     values: Iterable, # in the order of the rows
@@ -475,7 +476,7 @@ def kappa_scores(
     found = noted(run, f"kappa {list(kappas)}", lambda: [one(kappa) for kappa in kappas])
     return {label: dict(zip(kappas, column)) for label, column in zip(SCORES, zip(*found))}
 
-# %% ../../nbs/experiments/65_figures.ipynb #5d1eef49
+# %% ../../nbs/experiments/65_figures.ipynb #4ec4afee
 def best_round(
     curve: pd.Series, # score over epochs, such as `ranking_curve`
 ) -> dict: # best (epochs), score, last, gain; converged: epochs after which the first fall stops the learning, or NaN
@@ -493,7 +494,7 @@ def repeated_best(
     if stop is None: return curve
     return curve.where(np.arange(len(curve)) <= stop, curve.iloc[stop])
 
-# %% ../../nbs/experiments/65_figures.ipynb #701e3b5d
+# %% ../../nbs/experiments/65_figures.ipynb #8ce4a649
 def best_in_words(
     row: str, # name of the method
     curves: list, # of pd.Series, one a seed
@@ -506,7 +507,7 @@ def best_in_words(
     return (f"{row}: the best round is {gains} mAP above the last one, chosen by the test's identities; stopped by its "
             f"first fall, the best round is: {where}.")
 
-# %% ../../nbs/experiments/65_figures.ipynb #b4056275
+# %% ../../nbs/experiments/65_figures.ipynb #1c2389b7
 def spread_rows(
     values: np.ndarray, # (n,) such as silhouettes
     shown: int, # at most so many
@@ -533,7 +534,7 @@ def draw_pictures(
     figure.subplots_adjust(left=.01, right=.99, top=1 - .22/len(lines), bottom=.16/len(lines), hspace=.45, wspace=.08)
     return figure
 
-# %% ../../nbs/experiments/65_figures.ipynb #5b80f2ea
+# %% ../../nbs/experiments/65_figures.ipynb #d491f0a9
 def largest_clusters(
     labels: np.ndarray, # (N,) of a clustering, -1: none
     number: int, # how many
@@ -541,7 +542,7 @@ def largest_clusters(
     "The clusters with the most images; at equal size the lower id first."
     return np.argsort(-np.bincount(labels[labels >= 0]), kind="stable")[:number]
 
-# %% ../../nbs/experiments/65_figures.ipynb #35a309b8
+# %% ../../nbs/experiments/65_figures.ipynb #0257e409
 RIGHT, WRONG = "#2a8c3c", "#c0261c" # colours of frames
 
 def cluster_line(
@@ -558,7 +559,7 @@ def cluster_line(
     return (f"{title}: {len(members)} images, {100*count.max()/len(members):.0f} % of one person", rows,
             [f"{values[i]:.2f}" for i in rows], [RIGHT if split.pids[i] == person else WRONG for i in rows])
 
-# %% ../../nbs/experiments/65_figures.ipynb #f7c1cc1f
+# %% ../../nbs/experiments/65_figures.ipynb #784f88e3
 def draw_clusters(
     run: Run, # finished, of a method that clusters
     split: Split, # the target's training images, with identities
@@ -584,7 +585,7 @@ def draw_clusters(
                              run=run.id) for i in members]
     return Drawn(draw_pictures(lines, split, wide), pd.DataFrame(numbers), [f"{title}." for title, *_ in lines])
 
-# %% ../../nbs/experiments/65_figures.ipynb #cd969b0c
+# %% ../../nbs/experiments/65_figures.ipynb #7162a7db
 def clusters_of(
     labels: np.ndarray, # (N,) of a clustering, -1: none
     pids: np.ndarray, # (N,)
@@ -601,7 +602,7 @@ def most_frequent(
     found, count = np.unique(values, return_counts=True)
     return int(found[count.argmax()])
 
-# %% ../../nbs/experiments/65_figures.ipynb #47899b8a
+# %% ../../nbs/experiments/65_figures.ipynb #a38fa521
 def draw_tsne(
     runs: dict, # row -> Run, all on one target
     split: Split, # its training images, with identities
@@ -627,7 +628,7 @@ def draw_tsne(
                                        x=xy[:, 0], y=xy[:, 1], run=run.id)))
     return Drawn(figure, pd.concat(lines), words)
 
-# %% ../../nbs/experiments/65_figures.ipynb #b342da1a
+# %% ../../nbs/experiments/65_figures.ipynb #ac6db0c6
 def draw_rankings(
     runs: dict, # row -> Run, all on one target
     target: Domain, # with query and gallery
@@ -651,7 +652,7 @@ def draw_rankings(
     words = [f"{row}: {n} right images among the first {k} of {len(queries)} queries." for row, n in hits.items()]
     return Drawn(draw_pictures(lines, both, k + 1), pd.concat(numbers), words)
 
-# %% ../../nbs/experiments/65_figures.ipynb #4c6b3a9c
+# %% ../../nbs/experiments/65_figures.ipynb #be429471
 def write_figure(
     table: Table, # of `open_table`
     paper: str, # of `FIGURES`
