@@ -11,6 +11,7 @@ import torch
 from upl_reid.components.encoder import build_encoder
 from upl_reid.core import ConfigError, DataError, read_tensors
 from upl_reid.deployment.embedder import Embedder
+from upl_reid.experiments import runs
 from upl_reid.experiments.config import PRESETS, RunConfig, parse_size
 from upl_reid.experiments.progress import all_of, duration_in_words, epoch_in_words, EpochLines, TensorBoardLog
 from upl_reid.experiments.runs import get_run, open_domain, pretraining_configs
@@ -93,6 +94,16 @@ def test_its_first_features_are_whitened(sourceless, store, weights):
     train = open_domain("campus", "tiny", store=store).train
     again = Embedder.load(direct).embed(train.paths)
     np.testing.assert_allclose(again, first.numpy(), atol=2e-3)
+
+
+def test_target_pictures_are_decoded_once(store, weights, monkeypatch):
+    "Also where they are needed twice: to whiten the start, and to train."
+    made, Bank = [], runs.ImageBank
+    monkeypatch.setattr(runs, "ImageBank", lambda paths, *args, **kwargs: made.append(tuple(paths)) or
+                        Bank(paths, *args, **kwargs))
+    get_run(RunConfig("tiny", "", "campus", "dbscan", seed=7, **BODY), store=store, roots=dict(weights=weights),
+            device="cpu", progress=False)
+    assert made.count(tuple(open_domain("campus", "tiny", store=store).train.paths)) == 1
 
 
 def test_a_method_of_two_networks_has_no_source_either(store, weights):

@@ -8,8 +8,8 @@ __all__ = ['WAYS_TO_RANK', 'store_root', 'check_network', 'open_domain', 'labell
            'package_versions', 'describe_environment', 'RunFiles', 'Run', 'encoder_of', 'trained_encoder', 'append_row',
            'checkpoint_writer', 'resume_point', 'embed_test', 'features_to_rank', 'score_retrieval', 'plain_scores',
            'agreement_loss', 'label_scores', 'encoder_seeds', 'pretraining_configs', 'initial_encoder', 'start_encoder',
-           'known_identities', 'starting_encoders', 'whiten_start', 'make_method', 'no_watch', 'Workplace',
-           'peak_memory', 'measured_epochs', 'measured_part', 'part_scores', 'RoundTests', 'cut_tests',
+           'known_identities', 'starting_encoders', 'whiten_start', 'target_bank', 'make_method', 'no_watch',
+           'Workplace', 'peak_memory', 'measured_epochs', 'measured_part', 'part_scores', 'RoundTests', 'cut_tests',
            'finished_tests', 'measure_run', 'shipped_files', 'find_shipped', 'split_fingerprint', 'load_shipped',
            'train_pretraining', 'rank_during', 'train_adaptation', 'train_run', 'present_code', 'stored_code',
            'code_notice', 'say_notice', 'waiting_lock', 'run_lock', 'again_path', 'replace_run', 'finish_replacement',
@@ -529,13 +529,19 @@ def starting_encoders(
 # %% ../../nbs/experiments/10_runs.ipynb #358bd0f0
 def whiten_start(
     encoders: list, # of `initial_encoder`, changed in place
-    config: RunConfig, # of an adaptation without a source
-    target: Domain, # whose training images are used, without their identities
-    device: torch.device, # where
+    bank: ImageBank, # the target's training images
 ):
     "Start the projections as the PCA whitening of the target's pretrained features."
-    bank = ImageBank(target.train.paths, config.size, device)
-    for encoder in encoders: whiten_projection(encoder.to(device), embed_bank(encoder.body, bank))
+    for encoder in encoders: whiten_projection(encoder.to(bank.device), embed_bank(encoder.body, bank))
+
+# %% ../../nbs/experiments/10_runs.ipynb #ea4baf64
+def target_bank(
+    config: RunConfig, # of an adaptation
+    target: Domain, # whose training images are wanted
+    at: "Workplace", # device, folders and store
+) -> Callable[[], ImageBank]: # decodes them when it is first called, and never again
+    "The target's training images, decoded once for all that a run does with them."
+    return functools.cache(lambda: ImageBank(target.train.paths, config.size, at.device, folder=at.store))
 
 # %% ../../nbs/experiments/10_runs.ipynb #makemet2
 def make_method(
@@ -543,13 +549,14 @@ def make_method(
     held: Split | None, # held-out source identities; None: there is no source
     target: Domain, # its identities are used by the oracle only
     at: "Workplace", # device, folders and store
+    bank: Callable[[], ImageBank] | None = None, # decodes the target's training images; None: they are decoded here
 ) -> Method:
     "A method around its pretrained (or, on request, initial) encoder, with the extras that its class asks for."
     cls = METHODS[config.method]
     shared: dict = dict(device=at.device, roots=at.roots, store=at.store, progress=at.progress, watch=at.watch)
     encoder, *twin = starting_encoders(config, at.roots, lambda c: get_run(c, **shared).encoder())
     if not config.source and not (at.roots or {}).get("start"):
-        whiten_start([encoder, *twin], config, target, at.device)
+        whiten_start([encoder, *twin], bank() if bank else target_bank(config, target, at)())
     extras: dict = dict(twin=twin[0]) if twin else {}
     if cls.needs_identities: extras["pids"] = known_identities(config, target)
     if cls.needs_meta and held is not None:
@@ -771,9 +778,9 @@ def train_adaptation(
     method: Method, # of `make_method`
     target: Domain, # its identities are withheld
     at: Workplace, # device, folders and store
+    bank: Callable[[], ImageBank], # decodes the target's training images
 ) -> Method:
     "Stage 2 of Algorithm 1, from the last checkpoint on; a method that does not train is only moved to the device."
-    bank = ImageBank(target.train.paths, config.size, at.device, folder=at.store)
     if not method.trains: return method.to(at.device)
     point, answers = resume_point(path), target_answers(config, target, at.roots)
     keep = checkpoint_writer(path, functools.partial(at.watch, config, config.budget.epochs))
@@ -782,7 +789,7 @@ def train_adaptation(
         test(method, row["epoch"])
         keep(tensors, row, round)
     name = f"{config.method} {config.source}->{config.target}"
-    return adapt(method, target.train.withhold(), bank, config.budget, config.seed, name, config.tracks, answers,
+    return adapt(method, target.train.withhold(), bank(), config.budget, config.seed, name, config.tracks, answers,
                  save=save, progress=at.progress, **point)
 
 # %% ../../nbs/experiments/10_runs.ipynb #15dc0f3a
@@ -799,8 +806,9 @@ def train_run(
     if config.method == "pretrain": target, trained = source, train_pretraining(config, path, kept, at)
     else:
         target = open_domain(config.target, config.preset, at.roots, at.store)
-        method = make_method(config, held, target, at)
-        trained = train_adaptation(config, path, method, target, at)
+        bank = target_bank(config, target, at)
+        method = make_method(config, held, target, at, bank)    # trains on the source first, before images are decoded
+        trained = train_adaptation(config, path, method, target, at, bank)
     features = embed_test(trained.embedder(), target, config.size, at.device) if len(target.query) else {}
     if process_rank() == 0: measure_run(config, path, trained, features, target, at.device)
     all_true(True) # the other processes wait until everything is written
