@@ -146,13 +146,20 @@ BY_CONFIGURATION = ["table2", "table4", "table5", "table6", "tuning", "method_co
 def test_tables_agree_with_their_csv(name): assert wrong_cells(text_of(name), frame_of(name)) == []
 
 
-@pytest.mark.parametrize("old, new", [("| 78.2 ± 0.5 |", "| 79.2 ± 0.5 |"), ("| 78.2 ± 0.5 |", "| 78.2 ± 0.7 |"),
-                                      ("| 78.2 ± 0.5 |", "| - |"),
-                                      ("| -1.5 (-2.2 to -0.9) |", "| -1.1 (-2.2 to -0.9) |"),
-                                      ("| -1.5 (-2.2 to -0.9) |", "| -1.5 (-1.2 to -0.9) |")])
-def test_a_changed_number_is_found(old, new):
+CELL, DIFFERENCE = r"\| (\d+\.\d) ± (\d+\.\d) \|", r"\| ([+-]\d+\.\d) \(([+-]\d+\.\d) to ([+-]\d+\.\d)\) \|"
+
+
+@pytest.mark.parametrize("pattern, changed", [
+    (CELL, lambda mean, std: f"| {mean + 1:.1f} ± {std:.1f} |"),
+    (CELL, lambda mean, std: f"| {mean:.1f} ± {std + .2:.1f} |"), (CELL, lambda mean, std: "| - |"),
+    (DIFFERENCE, lambda value, low, high: f"| {(value + low)/2 + .1:+.1f} ({low:+.1f} to {high:+.1f}) |"),
+    (DIFFERENCE, lambda value, low, high: f"| {value:+.1f} ({value + .1:+.1f} to {high:+.1f}) |")],
+    ids=["mean", "deviation", "missing", "difference", "interval"])
+def test_a_changed_number_is_found(pattern, changed):
     text = text_of("table4")
-    assert old in text and wrong_cells(text.replace(old, new, 1), frame_of("table4")) != []
+    first = re.search(pattern, text)
+    new = changed(*map(float, first.groups()))
+    assert new != first[0] and wrong_cells(text.replace(first[0], new, 1), frame_of("table4")) != []
 
 
 def test_sentences_agree_with_the_differences_of_their_table():
