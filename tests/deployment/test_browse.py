@@ -231,3 +231,62 @@ def test_a_real_browser_clicks_and_types(served, tmp_path):
         frozenset((paths[0], paths[1])): True, frozenset((paths[0], paths[4])): False}
     with pytest.raises(urllib.error.HTTPError, match="403"): urllib.request.urlopen(base + "/")
     if keep := os.environ.get("UPL_REID_SCREENSHOTS"): shutil.copy(tmp_path/"page.png", keep)
+
+
+def test_what_another_process_forgets_is_not_shown_any_more(home, tmp_path, monkeypatch):
+    "A page that is open shows nothing of a forgotten picture, and its forms do not answer about another one."
+    monkeypatch.chdir(tmp_path)                             # answers about a database are kept where the command runs
+    from fastapi.testclient import TestClient
+    from upl_reid.cli import main
+    gallery, paths = filled(home, tmp_path)
+    if not isinstance(home, str): gallery.commit()
+    gallery.close()
+    with open_gallery(home) as shown, TestClient(make_app(shown, pairs_file(home), "token"),
+                                                 base_url="http://127.0.0.1:8000") as client:
+        client.get("/?token=token")
+        before = shown.positions()
+        old = dict(token="token", first=before[0], second=before[1], answer="same")
+        assert client.get(f"/thumbnail/{before[1]}").status_code == 200
+        assert main(["forget", str(home), paths[0]]) == 0
+        page = client.get("/")
+        assert "5 pictures" in page.text and "a.png" not in page.text
+        assert client.get(f"/hits/{before[0]}").status_code == client.get(f"/thumbnail/{before[0]}").status_code == 404
+        assert client.post("/confirm", data=old, follow_redirects=False).status_code == 404
+        assert len(confirmed_pairs(pairs_file(home))) == 0
+        links = re.findall(r'href="(/hits/[^"#]+)"', page.text)          # those of the new page lead to the others
+        assert len(links) == 5 and len(set(links)) == 5
+        for link, path in zip(links, paths[1:]):
+            text = client.get(link).text
+            assert re.search(r"<title>Hits of (.*)</title>", text)[1] in (
+                Path(path).name, "b&lt;script&gt;alert(1)&lt;.png", "d&#34;quote&#39;.png", "e\\udcff.png"), link
+            assert "a.png" not in text
+        for link in re.findall(r'src="(/thumbnail/[^"]+)"', page.text): client.get(link)
+        form = dict(re.findall(r'name="(token|first|second|at)" value="([^"]*)"', client.get(links[0]).text))
+        good = client.post("/confirm", data={**form, "answer": "same"}, follow_redirects=False)
+        assert good.status_code == 303 and client.get(good.headers["location"].split("#")[0]).status_code == 200
+        found = confirmed_pairs(pairs_file(home))
+        assert len(found) == 1 and paths[0] not in {*found["first"], *found["second"]}
+        if not isinstance(home, str):
+            assert client.get(f"/thumbnail/{before[1]}").status_code == 404       # a link from before the change
+            home.unlink()
+            assert client.get("/").status_code == 404 and "there is no gallery" in client.get("/").text
+    left = [p for p in tmp_path.rglob("*") if p.suffix in (".jpg", ".jpeg", ".webp")]
+    assert left == []                                                             # no thumbnail was ever stored
+
+
+def test_a_thumbnail_is_never_of_a_file_that_the_gallery_does_not_name(home, tmp_path):
+    "Every number and some names are asked for; only the pictures that entries name come."
+    from fastapi.testclient import TestClient
+    gallery, paths = filled(home, tmp_path)
+    Image.new("RGB", (20, 40), (255, 255, 255)).save(tmp_path/"outside.png")
+    with TestClient(make_app(gallery, tmp_path/"p", "token"), base_url="http://127.0.0.1:8000") as client:
+        client.get("/?token=token")
+        asked = []
+        for number in [*range(-3, 60), *gallery.positions()]:
+            if client.get(f"/thumbnail/{number}").status_code == 200: asked.append(number)
+        assert set(asked) == set(gallery.positions()) - {gallery.positions()[2]}
+        for wrong in ("outside.png", "..%2foutside.png", "0/../outside.png", "%00", "0%00", "?path=outside.png", "-0"):
+            answer = client.get(f"/thumbnail/{wrong}")
+            own = wrong == "-0" and 0 in gallery.positions()
+            assert own or answer.headers.get("content-type") != "image/jpeg" or not answer.content, wrong
+    gallery.close()

@@ -131,24 +131,25 @@ BASE = """<!DOCTYPE html>
 """
 
 # %% ../../nbs/deployment/36_browse.ipynb #af156b3c
-PICTURE = """{% macro picture(e, line) %}<figure><a href="/hits/{{ e.position }}"><img src="/thumbnail/{{ e.position }}"
+PICTURE = """{% macro picture(e, line, at) %}<figure><a href="/hits/{{ e.position }}{{ at }}"><img
+src="/thumbnail/{{ e.position }}{{ at }}"
 alt="{{ e.path|file }}, camera {{ e.camera or 'unknown' }}"></a>
 <figcaption>{% if line %}<bdi>{{ line|shown }}</bdi><br>{% endif %}<bdi>{{ e.time|shown }}</bdi><br>
 <bdi>{{ e.path|file|shown }}</bdi></figcaption></figure>
 {% endmacro %}"""
 ALL = """{% extends "base" %}{% from "picture" import picture %}{% block content %}
 <p>{{ count }} pictures, answers about {{ answered }} pairs. Choose a picture to see its hits.</p>
-<ul class="hits">{% for e in entries %}<li>{{ picture(e, e.camera) }}</li>{% endfor %}</ul>
+<ul class="hits">{% for e in entries %}<li>{{ picture(e, e.camera, at) }}</li>{% endfor %}</ul>
 <nav aria-label="more pictures">{% if start %}<a href="/?start={{ earlier }}">earlier ones</a>{% endif %}
 {% if more %}<a href="/?start={{ later }}">further ones</a>{% endif %}</nav>{% endblock %}"""
 HITS = """{% extends "base" %}{% from "picture" import picture %}{% block content %}
-<ul class="hits"><li class="query">{{ picture(query, query.camera) }}</li></ul>
+<ul class="hits"><li class="query">{{ picture(query, query.camera, at) }}</li></ul>
 {% for camera, hits in cameras %}<section>
 <h2>Camera {% if camera %}<bdi>{{ camera|shown }}</bdi>{% else %}unknown{% endif %}</h2><ol class="hits">
-{% for e in hits %}<li id="hit-{{ e.position }}" class="{{ e.answer }}">{{ picture(e, e.certainty) }}
+{% for e in hits %}<li id="hit-{{ e.position }}" class="{{ e.answer }}">{{ picture(e, e.certainty, at) }}
 <form method="post" action="/confirm">
 <input type="hidden" name="token" value="{{ token }}"><input type="hidden" name="first" value="{{ query.position }}">
-<input type="hidden" name="second" value="{{ e.position }}">
+<input type="hidden" name="second" value="{{ e.position }}"><input type="hidden" name="at" value="{{ reloads }}">
 {% for value, label in answers %}<button name="answer" value="{{ value }}"
 aria-pressed="{{ 'true' if e.answer == value else 'false' }}"
 aria-label="{{ label }}: {{ e.path|file }}, {{ e.certainty }}">{{ label }}</button>
@@ -162,7 +163,7 @@ PEOPLE = """{% extends "base" %}{% from "picture" import picture %}{% block cont
 {% for person, cameras in people %}<section><h2><bdi>{{ person|shown }}</bdi></h2>
 <table><tbody>{% for camera, entries in cameras %}<tr>
 <th scope="row">{% if camera %}<bdi>{{ camera|shown }}</bdi>{% else %}unknown{% endif %}</th>
-<td><ol class="hits">{% for e in entries %}<li>{{ picture(e, "") }}</li>{% endfor %}</ol></td></tr>{% endfor %}
+<td><ol class="hits">{% for e in entries %}<li>{{ picture(e, "", at) }}</li>{% endfor %}</ol></td></tr>{% endfor %}
 </tbody></table></section>{% endfor %}{% endblock %}"""
 ANSWERS = (("same", "same person"), ("different", "another person"))
 
@@ -190,6 +191,15 @@ class BrowseData:
         pairs: Path, # of `pairs_file`
     ):
         self.gallery, self.pairs, self.lock = gallery, pairs, threading.RLock()
+
+    def fresh(self,
+        reloads: int | None = None, # of the gallery when the page with the positions was made; None: no positions
+    ) -> dict: # for the templates
+        "The gallery as it is now. Raises `DataError` if it was changed since, because positions are others then."
+        with self.lock: now = self.gallery.refresh()
+        if reloads is not None and reloads != now:
+            raise DataError("the gallery was changed meanwhile; go back to all pictures (address /)")
+        return dict(reloads=now, at=f"?at={now}" if now else "")
 
     def entries(self,
         positions: Sequence[int], # in the gallery
@@ -251,27 +261,31 @@ class BrowseAll(BrowsePeople):
         count: int = 60, # pictures on a page
     ) -> str:
         "Pictures of the gallery."
-        with self.lock: positions, total = self.gallery.positions(start, count), len(self.gallery)
+        with self.lock:
+            fresh, positions, total = self.fresh(), self.gallery.positions(start, count), len(self.gallery)
+            entries = self.entries(positions)
         facts = dict(start=start, earlier=max(0, start - count), later=start + count, more=start + count < total)
         return self.templates.get_template("all").render(
-            title="Pictures", count=f"{total:,}", answered=f"{len(self.answers()):,}", entries=self.entries(positions),
-            **facts)
+            title="Pictures", count=f"{total:,}", answered=f"{len(self.answers()):,}", entries=entries,
+            **facts, **fresh)
 
 # %% ../../nbs/deployment/36_browse.ipynb #ee5bc771
 class BrowsePages(BrowseAll):
     "The pages as HTML."
     def hits_page(self,
         position: int, # of the query
+        reloads: int = 0, # as of `fresh`
     ) -> str:
         "The hits of a picture."
-        query, cameras = self.hits(position)
+        with self.lock: fresh, (query, cameras) = self.fresh(reloads), self.hits(position)
         return self.templates.get_template("hits").render(
             title=f"Hits of {printable_text(Path(query.path).name, 500)}", query=query, cameras=cameras,
-            answers=ANSWERS, token=self.token)
+            answers=ANSWERS, token=self.token, **fresh)
 
     def people_page(self) -> str:
         "People as timelines over cameras."
-        return self.templates.get_template("people").render(title="People", people=self.people())
+        with self.lock: fresh, people = self.fresh(), self.people()
+        return self.templates.get_template("people").render(title="People", people=people, **fresh)
 
 # %% ../../nbs/deployment/36_browse.ipynb #6243ac41
 HEADERS = {
@@ -337,14 +351,16 @@ def add_pages(
     @app.get("/")
     def all_pictures(start: int = 0): return in_html(lambda: pages.all_page(max(0, start)))
     @app.get("/hits/{position}")
-    def hits(position: int): return in_html(lambda: pages.hits_page(position))
+    def hits(position: int, at: int = 0): return in_html(lambda: pages.hits_page(position, at))
     @app.get("/people")
     def people(): return in_html(pages.people_page)
     @app.get("/style.css")
     def style(): return Response(STYLE, media_type="text/css")
     @app.get("/thumbnail/{position}")
-    def thumbnail(position: int):
-        found = pages.entries([position])
+    def thumbnail(position: int, at: int = 0):
+        try:
+            with pages.lock: found = pages.entries([position] if pages.fresh(at) else [])
+        except (DataError, RunError): found = []
         picture = thumbnail_jpeg(found[0].path) if found else b""
         return Response(picture, 200 if picture else 404, media_type="image/jpeg")
 
@@ -357,12 +373,16 @@ def store_answer(
     if not secrets.compare_digest(form.get("token", "").encode(), pages.token.encode()):
         raise ConfigError("the form is not of this page; open the address that upl-reid browse has printed")
     values = {"same": True, "different": False, "open": None}
-    try: first, second, same = int(form["first"]), int(form["second"]), values[form["answer"]]
+    try:
+        first, second, reloads = int(form["first"]), int(form["second"]), int(form.get("at", 0))
+        same = values[form["answer"]]
     except (KeyError, ValueError): raise ConfigError("the form is not complete; use the buttons of the page") from None
-    found = {e.position: e.path for e in pages.entries([first, second])}
+    with pages.lock:
+        at = pages.fresh(reloads)["at"]
+        found = {e.position: e.path for e in pages.entries([first, second])}
     if len(found) < 2: raise DataError("one of the two pictures is not in the gallery any more")
     confirm_pair(pages.pairs, found[first], found[second], same)
-    return f"/hits/{first}#hit-{second}"
+    return f"/hits/{first}{at}#hit-{second}"
 
 # %% ../../nbs/deployment/36_browse.ipynb #6ce74ce2
 def add_answers(

@@ -340,6 +340,10 @@ class PostgresEntries(PostgresColumns):
         "Positions of entries, in their order."
         return [row[0] for row in self._rows("SELECT id FROM {table} ORDER BY id OFFSET %s LIMIT %s", [start, count])]
 
+    def refresh(self) -> int: # 0
+        "Nothing: the database is asked each time, and positions stay."
+        return 0
+
     def entries_at(self,
         positions: Sequence[int], # of `positions` or of hits
     ) -> "pd.DataFrame": # position and `KNOWN`, in the order of the positions; absent ones are left out
