@@ -60,6 +60,11 @@ def closed():
 def of(run): return {("one", "plaza", "campus"): [run]}
 
 
+@pytest.mark.parametrize("at", [2, -3])
+def test_a_clustering_that_is_not_there_is_named(run, at):
+    with pytest.raises(DataError, match=f"has 2 clusterings, so none at {at}"): stored_round(run, at)
+
+
 def test_silhouettes_are_those_of_scikit_learn(run):
     found = silhouettes_of(run)
     assert list(found) == [0, 2]

@@ -13,7 +13,7 @@ __all__ = ['ARCHITECTURE', 'ILLUSTRATION', 'P2LR_FIGURES', 'INCLR_FIGURES', 'CGC
            'best_in_words', 'spread_rows', 'draw_pictures', 'largest_clusters', 'cluster_line', 'draw_clusters',
            'clusters_of', 'most_frequent', 'draw_tsne', 'draw_rankings', 'write_figure']
 
-# %% ../../nbs/experiments/65_figures.ipynb #84ef2a4a
+# %% ../../nbs/experiments/65_figures.ipynb #18738eb7
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 import matplotlib.pyplot as plt
@@ -26,7 +26,7 @@ from ..core import DataError, pick_device, seed_for, to_numpy
 from ..data.decoding import read_image
 from ..data.image_bank import ImageBank
 
-# %% ../../nbs/experiments/65_figures.ipynb #2611ddbd
+# %% ../../nbs/experiments/65_figures.ipynb #db087961
 from ..data.splits import Domain, Split
 from ..evaluation.calibration import pseudo_label_correct
 from ..evaluation.retrieval import evaluate_retrieval
@@ -41,7 +41,7 @@ from ..methods.mspl import stopping_round
 from ..methods.p2lr import label_uncertainty
 from ..training.loop import embed_bank
 
-# %% ../../nbs/experiments/65_figures.ipynb #24016e2c
+# %% ../../nbs/experiments/65_figures.ipynb #d243b2b7
 @dataclass(frozen=True)
 class Drawn:
     "A figure, the numbers that it was drawn from, and sentences computed from them."
@@ -56,7 +56,7 @@ class PaperFigure:
     says: str   # what the paper says about it, in our words, with its printed numbers
     why: str = "" # why it is not drawn from runs; empty: it is
 
-# %% ../../nbs/experiments/65_figures.ipynb #1e113b4d
+# %% ../../nbs/experiments/65_figures.ipynb #b90e9aa5
 ARCHITECTURE = "architecture: drawn by docs/architectures.py"
 
 ILLUSTRATION = "illustration of the idea, nothing measured"
@@ -78,7 +78,7 @@ P2LR_FIGURES = {
                    "77.1, 81.0 and 80.8 for 0.95, 0.97, 0.99 and 1). (b) α from 20 to 50 is good: mAP 80.4 at 20 and "
                    "80.2 at 50, R-1 91.4 and 92.0, with p0 = 0.2. (c) The best p0 is about 0.3: mAP 81.0, R-1 92.6.")}
 
-# %% ../../nbs/experiments/65_figures.ipynb #31e89c8f
+# %% ../../nbs/experiments/65_figures.ipynb #078520f1
 INCLR_FIGURES = {
     1: PaperFigure("the idea", "", ILLUSTRATION),
     2: PaperFigure("architecture", "", ARCHITECTURE),
@@ -89,7 +89,7 @@ INCLR_FIGURES = {
                    "the best is κ = 0.2. (b) β from 20 to 60 is good: mAP 82.2 at 20 and 81.4 at 60, R-1 92.6 and "
                    "91.9.")}
 
-# %% ../../nbs/experiments/65_figures.ipynb #25bed8da
+# %% ../../nbs/experiments/65_figures.ipynb #479f877a
 CGC_FIGURES = {
     1: PaperFigure("silhouettes of one cluster's images at three times",
                    "MSMT17 at epochs 0, 25 and 50: the images of a cluster are grouped by coarse looks at first and "
@@ -112,7 +112,7 @@ CGC_FIGURES = {
                     "Fowlkes-Mallows, ARI, AMI and V-measure rise during training, and ours is above the baseline in "
                     "all four on both data sets.")}
 
-# %% ../../nbs/experiments/65_figures.ipynb #0d2cdb68
+# %% ../../nbs/experiments/65_figures.ipynb #0f99ddf0
 MSPL_FIGURES = {
     1: PaperFigure("architecture", "", ARCHITECTURE),
     2: PaperFigure("mAP and R-1 over the steps, with and without normalisation",
@@ -120,15 +120,14 @@ MSPL_FIGURES = {
                    "it the curves are highest at their last step. Points after convergence repeat the best model.")}
 FIGURES = dict(p2lr=P2LR_FIGURES, inclr=INCLR_FIGURES, cgc=CGC_FIGURES, mspl=MSPL_FIGURES)
 
-# %% ../../nbs/experiments/65_figures.ipynb #4a44781d
+# %% ../../nbs/experiments/65_figures.ipynb #86ee1617
 def stored_round(
     run: Run, # finished, with its folder
     at: int = -1, # which clustering
 ) -> tuple: # (N, d) float32 features; (N,) numpy labels 0..K-1, -1: not used
-    "Features and labels of one clustering. Raises `DataError` if the run made none."
-    rounds = run.rounds()
-    if not rounds: raise DataError(f"{run} made no clusterings; take a run of a method that clusters")
-    return rounds[at]["features"].float(), to_numpy(relabel_consecutive(rounds[at]["labels.hard"]))
+    "Features and labels of one clustering. Raises `DataError` if the run has no such clustering."
+    found = run.round_at(at)
+    return found["features"].float(), to_numpy(relabel_consecutive(found["labels.hard"]))
 
 def round_epochs(
     run: Run, # finished
@@ -138,7 +137,7 @@ def round_epochs(
     rounds = run.metrics["rounds"]
     return {int(rounds[i]["epoch"]) - 1: i for i in spaced_rounds(len(rounds), shown)}
 
-# %% ../../nbs/experiments/65_figures.ipynb #a175fb7e
+# %% ../../nbs/experiments/65_figures.ipynb #842c34bc
 def draw_panels(
     runs: dict, # (row, source, target) -> list of Run
     reads: dict, # label -> function of a Run, a pd.Series over epochs
@@ -158,7 +157,7 @@ def draw_panels(
     words = [ends_in_words(runs, d, name, read) for d in directions for name, read in reads.items()]
     return Drawn(figure, numbers, words)
 
-# %% ../../nbs/experiments/65_figures.ipynb #14b5d49f
+# %% ../../nbs/experiments/65_figures.ipynb #82553a36
 def ends_in_words(
     runs: dict, # (row, source, target) -> list of Run
     direction: tuple, # (source, target)
@@ -171,7 +170,7 @@ def ends_in_words(
     each = "; ".join(f"{row} from {a:.3g} to {b:.3g}" for row, (a, b) in ends.items())
     return f"**{direction[0]}→{direction[1]}, {name}.** {each}."
 
-# %% ../../nbs/experiments/65_figures.ipynb #aa081f9e
+# %% ../../nbs/experiments/65_figures.ipynb #07745e36
 def people_part(
     split: Split, # with identities
     share: float, # of the people, 0..1
@@ -194,7 +193,7 @@ def map_within(
     truth = dict(query_pids=pids, query_camids=split.camids, gallery_pids=pids, gallery_camids=split.camids)
     return 100*evaluate_retrieval(features, features, **truth).mAP
 
-# %% ../../nbs/experiments/65_figures.ipynb #a30ce99e
+# %% ../../nbs/experiments/65_figures.ipynb #bed5980a
 def training_curve(
     run: Run, # finished, of a method that clusters
     split: Split, # the target's training images, with identities
@@ -202,12 +201,12 @@ def training_curve(
     "mAP of a quarter of the training people in the features of each clustering."
     rows = np.flatnonzero(people_part(split, .25))
     part = split.subset(rows)
-    work = lambda: [map_within(each["features"][rows].float(), part) for each in run.rounds()]
-    values = noted(run, "mAP of training people", work)
     epochs = pd.Index([int(scores["epoch"]) - 1 for scores in run.metrics["rounds"]], name="epochs")
+    work = lambda: [map_within(stored_round(run, at)[0][rows], part) for at in range(len(epochs))]
+    values = noted(run, "mAP of training people", work)
     return pd.Series(values, epochs, name="mAP")
 
-# %% ../../nbs/experiments/65_figures.ipynb #9807b527
+# %% ../../nbs/experiments/65_figures.ipynb #b3c11522
 KEPT = "mAP, a quarter of the test people"
 MADE = "mAP, a quarter of the training people"
 
@@ -224,7 +223,7 @@ def ranking_reader(
             "people at each clustering; `get_run(config, again=True)` trains a run anew with the test.")
     return MADE, lambda run: training_curve(run, domain(run.config.target).train), note
 
-# %% ../../nbs/experiments/65_figures.ipynb #9d517601
+# %% ../../nbs/experiments/65_figures.ipynb #9113c6bb
 SILHOUETTE_BINS = np.linspace(-1, 1, 81)
 
 def silhouettes_of(
@@ -240,7 +239,7 @@ def silhouettes_of(
     work = lambda: {str(epoch): one(at) for epoch, at in round_epochs(run, shown).items()}
     return {int(epoch): found for epoch, found in noted(run, f"silhouettes at {shown} times", work).items()}
 
-# %% ../../nbs/experiments/65_figures.ipynb #c1a9c86c
+# %% ../../nbs/experiments/65_figures.ipynb #82fe8a31
 def draw_silhouettes(
     runs: dict, # (row, source, target) -> list of Run; the first seed is drawn
     shown: int = 3, # clusterings
@@ -261,7 +260,7 @@ def draw_silhouettes(
     axes[0, 0].legend(fontsize=7)
     return Drawn(figure, silhouette_frame(found, runs), silhouettes_in_words(found))
 
-# %% ../../nbs/experiments/65_figures.ipynb #15ac0899
+# %% ../../nbs/experiments/65_figures.ipynb #6126ea4c
 def silhouette_frame(
     found: dict, # (row, source, target) -> `silhouettes_of` the first seed
     runs: dict, # (row, source, target) -> list of Run
@@ -283,7 +282,7 @@ def silhouettes_in_words(
     return [f"**{s}→{t}, {row}.** {'; '.join(each(*item) for item in times.items())}."
             for (row, s, t), times in found.items()]
 
-# %% ../../nbs/experiments/65_figures.ipynb #1e0905ff
+# %% ../../nbs/experiments/65_figures.ipynb #b77757cc
 def uncertainties_of(
     run: Run, # finished, of a method that clusters
     pids: np.ndarray, # (N,) of the target's training images
@@ -297,7 +296,7 @@ def uncertainties_of(
     u, right = noted(run, f"uncertainties, clustering {at}", work)
     return np.array(u), np.array(right, dtype=bool)
 
-# %% ../../nbs/experiments/65_figures.ipynb #e8b3abf9
+# %% ../../nbs/experiments/65_figures.ipynb #34d4d82b
 def draw_uncertainties(
     runs: dict, # (row, source, target) -> list of Run; the first seed is drawn
     domain: Callable, # name -> Domain
@@ -321,7 +320,7 @@ def draw_uncertainties(
     axes[0, 0].set_ylabel("images, log scale")
     return Drawn(figure, pd.DataFrame(lines), words)
 
-# %% ../../nbs/experiments/65_figures.ipynb #c1b6b0ec
+# %% ../../nbs/experiments/65_figures.ipynb #b6a8daa0
 def separation(
     u: np.ndarray, # (M,) uncertainties
     right: np.ndarray, # (M,) bool
@@ -342,7 +341,7 @@ def separation_in_words(
     if np.isnan(area): return f"{share}, so there is nothing to separate."
     return f"{share}; a wrong label is more uncertain than a right one with probability {area:.2f} (chance: 0.5)."
 
-# %% ../../nbs/experiments/65_figures.ipynb #0d60821f
+# %% ../../nbs/experiments/65_figures.ipynb #0835072a
 def mean_uncertainty(
     run: Run, # finished, of a method that clusters
 ) -> pd.Series: # nats; index: epochs of training, from 0
@@ -355,7 +354,7 @@ def mean_uncertainty(
     values = noted(run, "mean uncertainty", lambda: [one(at) for at in range(len(rounds))])
     return pd.Series(values, pd.Index([int(each["epoch"]) - 1 for each in rounds], name="epochs"), name="uncertainty")
 
-# %% ../../nbs/experiments/65_figures.ipynb #55963edd
+# %% ../../nbs/experiments/65_figures.ipynb #e0262069
 def arranged_probabilities(
     p: np.ndarray, # (K,) probabilities of the clusters
     label: int, # the assigned one
@@ -373,7 +372,7 @@ def typical_images(
     groups = {"wrong": np.flatnonzero(~right), "right": np.flatnonzero(right)}
     return {kind: int(at[np.argmin(np.abs(u[at] - np.median(u[at])))]) for kind, at in groups.items() if len(at)}
 
-# %% ../../nbs/experiments/65_figures.ipynb #caa7caf2
+# %% ../../nbs/experiments/65_figures.ipynb #7c20c9a6
 def consistency_curve(
     run: Run, # finished, of a method that clusters
     pids: np.ndarray, # (N,) of the target's training images
@@ -389,7 +388,7 @@ def consistency_curve(
     epochs = pd.Index([int(each["epoch"]) - 1 for each in rounds], name="epochs")
     return pd.Series(100*np.array(values, dtype=float), epochs, name="identity consistency")
 
-# %% ../../nbs/experiments/65_figures.ipynb #8adaace8
+# %% ../../nbs/experiments/65_figures.ipynb #82718951
 def parameter_rows(
     method: str, # registered name
     name: str, # of an argument
@@ -411,7 +410,7 @@ def validation_scores(
         return map_within(embed_bank(run.encoder(device), ImageBank(own.paths, run.config.size, device)), own)
     return noted(run, f"mAP of {parts} validation sets, {share}", lambda: [one(part) for part in range(parts)])
 
-# %% ../../nbs/experiments/65_figures.ipynb #1f2a2b30
+# %% ../../nbs/experiments/65_figures.ipynb #7c2d95aa
 def draw_parameters(
     groups: dict, # (label, source, target) -> {value: list of numbers, one a seed or part}
     name: str | dict, # of the parameter; label -> parameter, where panels have different ones
@@ -435,7 +434,7 @@ def draw_parameters(
         words.append(f"**{s}→{t}.** {parameter_in_words(name_of(label), label, found)}")
     return Drawn(figure, pd.DataFrame(lines), words)
 
-# %% ../../nbs/experiments/65_figures.ipynb #3bde6eac
+# %% ../../nbs/experiments/65_figures.ipynb #1ed4864b
 def parameter_in_words(
     name: str, # of the parameter
     label: str, # of the measured value
@@ -449,7 +448,7 @@ def parameter_in_words(
     return (f"{label} is highest at {name} = {best:g} ({means[best]:.1f}) and lowest at {worst:g} "
             f"({means[worst]:.1f}){range_of}.")
 
-# %% ../../nbs/experiments/65_figures.ipynb #7f1e4047
+# %% ../../nbs/experiments/65_figures.ipynb #81b42a1f
 def parameter_scores(
     runs: dict, # ("name=value", source, target) -> list of Run
     values: Iterable, # in the order of the rows
@@ -476,7 +475,7 @@ def kappa_scores(
     found = noted(run, f"kappa {list(kappas)}", lambda: [one(kappa) for kappa in kappas])
     return {label: dict(zip(kappas, column)) for label, column in zip(SCORES, zip(*found))}
 
-# %% ../../nbs/experiments/65_figures.ipynb #4ec4afee
+# %% ../../nbs/experiments/65_figures.ipynb #425b2d13
 def best_round(
     curve: pd.Series, # score over epochs, such as `ranking_curve`
 ) -> dict: # best (epochs), score, last, gain; converged: epochs after which the first fall stops the learning, or NaN
@@ -494,7 +493,7 @@ def repeated_best(
     if stop is None: return curve
     return curve.where(np.arange(len(curve)) <= stop, curve.iloc[stop])
 
-# %% ../../nbs/experiments/65_figures.ipynb #8ce4a649
+# %% ../../nbs/experiments/65_figures.ipynb #1a945a42
 def best_in_words(
     row: str, # name of the method
     curves: list, # of pd.Series, one a seed
@@ -507,7 +506,7 @@ def best_in_words(
     return (f"{row}: the best round is {gains} mAP above the last one, chosen by the test's identities; stopped by its "
             f"first fall, the best round is: {where}.")
 
-# %% ../../nbs/experiments/65_figures.ipynb #1c2389b7
+# %% ../../nbs/experiments/65_figures.ipynb #71ebd68c
 def spread_rows(
     values: np.ndarray, # (n,) such as silhouettes
     shown: int, # at most so many
@@ -534,7 +533,7 @@ def draw_pictures(
     figure.subplots_adjust(left=.01, right=.99, top=1 - .22/len(lines), bottom=.16/len(lines), hspace=.45, wspace=.08)
     return figure
 
-# %% ../../nbs/experiments/65_figures.ipynb #d491f0a9
+# %% ../../nbs/experiments/65_figures.ipynb #41c5172a
 def largest_clusters(
     labels: np.ndarray, # (N,) of a clustering, -1: none
     number: int, # how many
@@ -542,7 +541,7 @@ def largest_clusters(
     "The clusters with the most images; at equal size the lower id first."
     return np.argsort(-np.bincount(labels[labels >= 0]), kind="stable")[:number]
 
-# %% ../../nbs/experiments/65_figures.ipynb #0257e409
+# %% ../../nbs/experiments/65_figures.ipynb #ccdce85c
 RIGHT, WRONG = "#2a8c3c", "#c0261c" # colours of frames
 
 def cluster_line(
@@ -559,7 +558,7 @@ def cluster_line(
     return (f"{title}: {len(members)} images, {100*count.max()/len(members):.0f} % of one person", rows,
             [f"{values[i]:.2f}" for i in rows], [RIGHT if split.pids[i] == person else WRONG for i in rows])
 
-# %% ../../nbs/experiments/65_figures.ipynb #784f88e3
+# %% ../../nbs/experiments/65_figures.ipynb #112359d8
 def draw_clusters(
     run: Run, # finished, of a method that clusters
     split: Split, # the target's training images, with identities
@@ -585,7 +584,7 @@ def draw_clusters(
                              run=run.id) for i in members]
     return Drawn(draw_pictures(lines, split, wide), pd.DataFrame(numbers), [f"{title}." for title, *_ in lines])
 
-# %% ../../nbs/experiments/65_figures.ipynb #7162a7db
+# %% ../../nbs/experiments/65_figures.ipynb #a79db48e
 def clusters_of(
     labels: np.ndarray, # (N,) of a clustering, -1: none
     pids: np.ndarray, # (N,)
@@ -602,7 +601,7 @@ def most_frequent(
     found, count = np.unique(values, return_counts=True)
     return int(found[count.argmax()])
 
-# %% ../../nbs/experiments/65_figures.ipynb #a38fa521
+# %% ../../nbs/experiments/65_figures.ipynb #b0e158b2
 def draw_tsne(
     runs: dict, # row -> Run, all on one target
     split: Split, # its training images, with identities
@@ -628,7 +627,7 @@ def draw_tsne(
                                        x=xy[:, 0], y=xy[:, 1], run=run.id)))
     return Drawn(figure, pd.concat(lines), words)
 
-# %% ../../nbs/experiments/65_figures.ipynb #ac6db0c6
+# %% ../../nbs/experiments/65_figures.ipynb #44a7ca84
 def draw_rankings(
     runs: dict, # row -> Run, all on one target
     target: Domain, # with query and gallery
@@ -652,7 +651,7 @@ def draw_rankings(
     words = [f"{row}: {n} right images among the first {k} of {len(queries)} queries." for row, n in hits.items()]
     return Drawn(draw_pictures(lines, both, k + 1), pd.concat(numbers), words)
 
-# %% ../../nbs/experiments/65_figures.ipynb #be429471
+# %% ../../nbs/experiments/65_figures.ipynb #c5dca43d
 def write_figure(
     table: Table, # of `open_table`
     paper: str, # of `FIGURES`

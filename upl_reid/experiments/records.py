@@ -251,6 +251,7 @@ class ArchivedRun(Run):
                         f"or with {RECORDS} taken out of the store")
 
     def rounds(self, last: int = 0) -> list: raise self.lacks("features of clusterings")
+    def round_at(self, at: int) -> dict: raise self.lacks("features of clusterings")
     def test_features(self) -> dict: raise self.lacks("features of test images")
     def encoder(self, device: str | torch.device = "cpu") -> nn.Module: raise self.lacks("weights")
 

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['WAYS_TO_RANK', 'store_root', 'check_network', 'open_domain', 'labelled_images', 'hash_split', 'domain_fingerprint',
            'weights_mark', 'check_roots', 'target_answers', 'answer_marks', 'run_paths', 'run_path', 'cpu_name',
-           'package_versions', 'describe_environment', 'RunFiles', 'Run', 'encoder_of', 'trained_encoder', 'append_row',
-           'checkpoint_writer', 'resume_point', 'embed_test', 'features_to_rank', 'score_retrieval', 'plain_scores',
-           'agreement_loss', 'label_scores', 'encoder_seeds', 'pretraining_configs', 'initial_encoder', 'start_encoder',
-           'known_identities', 'starting_encoders', 'whiten_start', 'target_bank', 'make_method', 'no_watch',
-           'Workplace', 'peak_memory', 'measured_epochs', 'measured_part', 'part_scores', 'RoundTests', 'cut_tests',
-           'finished_tests', 'measure_run', 'shipped_files', 'find_shipped', 'split_fingerprint', 'load_shipped',
-           'train_pretraining', 'rank_during', 'train_adaptation', 'train_run', 'present_code', 'stored_code',
-           'code_notice', 'say_notice', 'waiting_lock', 'run_lock', 'again_path', 'replace_run', 'finish_replacement',
-           'limit_threads', 'cpu_cores', 'begin_session', 'with_checkpoint', 'do_run', 'found_run', 'get_run',
-           'ship_pretraining']
+           'package_versions', 'describe_environment', 'RunFiles', 'RunRounds', 'Run', 'encoder_of', 'trained_encoder',
+           'append_row', 'checkpoint_writer', 'resume_point', 'embed_test', 'features_to_rank', 'score_retrieval',
+           'plain_scores', 'agreement_loss', 'label_scores', 'encoder_seeds', 'pretraining_configs', 'initial_encoder',
+           'start_encoder', 'known_identities', 'starting_encoders', 'whiten_start', 'target_bank', 'make_method',
+           'no_watch', 'Workplace', 'peak_memory', 'measured_epochs', 'measured_part', 'part_scores', 'RoundTests',
+           'cut_tests', 'finished_tests', 'measure_run', 'shipped_files', 'find_shipped', 'split_fingerprint',
+           'load_shipped', 'train_pretraining', 'rank_during', 'train_adaptation', 'train_run', 'present_code',
+           'stored_code', 'code_notice', 'say_notice', 'waiting_lock', 'run_lock', 'again_path', 'replace_run',
+           'finish_replacement', 'limit_threads', 'cpu_cores', 'begin_session', 'with_checkpoint', 'do_run',
+           'found_run', 'get_run', 'ship_pretraining']
 
 # %% ../../nbs/experiments/10_runs.ipynb #fef6acac
 import contextlib, functools, hashlib, json, os, platform, shutil, subprocess, sys, time, warnings
@@ -264,13 +264,8 @@ class RunFiles:
     def __repr__(self): return f"Run({self.config}, {self.id})"
 
 # %% ../../nbs/experiments/10_runs.ipynb #c95df290
-class Run(RunFiles):
-    "A finished run, read from its folder on request."
-
-    @property
-    def environments(self) -> list:
-        "One entry for each session that worked on it."
-        return json.loads((self.path/"environment.json").read_text())
+class RunRounds(RunFiles):
+    "The clusterings of a finished run."
 
     @property
     def labels(self) -> dict:
@@ -282,6 +277,23 @@ class Run(RunFiles):
     ) -> list: # of dicts of tensors: features, labels.hard, labels.weight, ...
         "Features and pseudo-labels of each clustering."
         return [read_tensors(f)[0] for f in sorted((self.path/"rounds").glob("*.safetensors"))[-last:]]
+
+    def round_at(self,
+        at: int, # from 0, or from the end: -1
+    ) -> dict: # name -> tensor, as in `rounds`
+        "Features and pseudo-labels of one clustering. Raises `DataError` if there is none."
+        files = sorted((self.path/"rounds").glob("*.safetensors"))
+        if not -len(files) <= at < len(files): raise DataError(f"{self} has {len(files)} clusterings, so none at {at}")
+        return read_tensors(files[at])[0]
+
+# %% ../../nbs/experiments/10_runs.ipynb #45445972
+class Run(RunRounds):
+    "A finished run, read from its folder on request."
+
+    @property
+    def environments(self) -> list:
+        "One entry for each session that worked on it."
+        return json.loads((self.path/"environment.json").read_text())
 
     def test_features(self) -> dict: # query (Q, d) and gallery (G, d), float32, unit length
         "Features of the target's test images."
