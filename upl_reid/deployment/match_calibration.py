@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARSE_ERRORS', 'RATES', 'DOUBT', 'GALLERY_SIZES', 'Calibration', 'rate_interval', 'rate_in_words', 'draw_pairs',
-           'shares_above', 'fit_calibration', 'cluster_images', 'higher_thresholds', 'measure_thresholds']
+           'shares_above', 'fit_calibration', 'cluster_images', 'higher_thresholds', 'measure_thresholds', 'true_rates']
 
 # %% ../../nbs/deployment/10_match_calibration.ipynb #2d4d0aa1
 import math
@@ -219,3 +219,21 @@ def measure_thresholds(
     except DataError: return None                           # too few clusters with two cameras
     raised = higher_thresholds(calibration, own)
     return replace(raised, second=shares_above(x, labels, to_numpy(camids), np.array(raised.thresholds)))
+
+# %% ../../nbs/deployment/10_match_calibration.ipynb #3832e7be
+def true_rates(
+    told: Calibration, # of a model
+    cosine: np.ndarray, # (P,) of pairs of test images
+    same: np.ndarray, # (P,) whether a pair is of one person
+) -> dict: # "false at RATE, %", "found at RATE, %", "probability above one half, %", "of these the same person, %", "such pairs"
+    "What a calibration states beside what is true, for the rates .01 and .001; NaN where a rate was not measured."
+    known, found = RATES[:len(told.thresholds)], {}
+    for rate in RATES[1:3]:
+        for name, kind in (("false", ~same), ("found", same)):
+            share = float((cosine[kind] >= told.threshold(rate)).mean()) if rate in known else float("nan")
+            found[f"{name} at {rate:g}, %"] = 100*share
+    p = told.probability(cosine)
+    sure = p > .5
+    mean = lambda values: 100*float(values.mean()) if sure.any() else float("nan")
+    return {**found, "probability above one half, %": mean(p[sure]),
+            "of these the same person, %": mean(same[sure]), "such pairs": int(sure.sum())}
