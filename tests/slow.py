@@ -45,6 +45,9 @@ SLOW = {
         test_writers_at_once_lose_nothing test_a_killed_writer_leaves_nothing_half_written
         test_the_index_finds_what_it_promises_also_under_filters
         test_a_server_that_stops_at_once_loses_only_what_was_not_stored""",
+    "deployment/test_bad_days.py": """
+        test_a_server_that_stops_while_a_command_indexes test_answers_and_tasks_on_a_full_disk
+        test_a_database_on_a_full_disk_stores_nothing_of_the_batch test_a_hundred_thousand_tracks_of_one_picture""",
     "deployment/test_loaded_modules.py": "test_imports_load_little_beside_torch",
     "experiments/test_curves.py": "test_noise_level_is_the_ratio_that_random_directions_give",
     "test_site.py": "*",

@@ -68,8 +68,9 @@ def overlapping_tracks(
 def _overlaps(own, start, end):
     "Pairs of intervals out of `own` (positions), each of which begins before the other ends."
     order = own[np.lexsort((end[own], start[own]))]
+    until = np.searchsorted(start[order], end[order])                                    # they begin before a ends
     for i, a in enumerate(order):
-        later = order[i + 1:i + 1 + np.searchsorted(start[order[i + 1:]], end[a])]       # they begin before a ends
+        later = order[i + 1:until[i]]
         yield from ((a, b) for b in later[start[a] < end[later]])
 
 # %% ../../nbs/components/27_tracks.ipynb #32e1035d
