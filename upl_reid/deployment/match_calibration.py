@@ -220,12 +220,12 @@ def measure_thresholds(
     raised = higher_thresholds(calibration, own)
     return replace(raised, second=shares_above(x, labels, to_numpy(camids), np.array(raised.thresholds)))
 
-# %% ../../nbs/deployment/10_match_calibration.ipynb #3832e7be
+# %% ../../nbs/deployment/10_match_calibration.ipynb #9f7b4f16
 def true_rates(
     told: Calibration, # of a model
     cosine: np.ndarray, # (P,) of pairs of test images
     same: np.ndarray, # (P,) whether a pair is of one person
-) -> dict: # "false at RATE, %", "found at RATE, %", "probability above one half, %", "of these the same person, %", "such pairs"
+) -> dict: # shares in percent, and the number of pairs with a probability above one half
     "What a calibration states beside what is true, for the rates .01 and .001; NaN where a rate was not measured."
     known, found = RATES[:len(told.thresholds)], {}
     for rate in RATES[1:3]:
