@@ -33,7 +33,7 @@ NOTEBOOKS = (*TABLES, "method_comparison", "figures", "claims", "benchmark_diffi
 TIMED = ("table7",) # measures time, so no other notebook runs beside it
 REPORTS = (*TABLES, "method_comparison", "tuning", "fig3", "fig4", "fig8", "claims", "claims_of_other_papers",
            "benchmark_difficulty", "deviations_from_paper", "combination", "parameters", "label_free_signs",
-           "own_cameras", "speed", *PAPERS) # in the order in which they are read
+           "own_cameras", "photographs", "tracker", "speed", *PAPERS) # in the order in which they are read
 
 def report_names(
     reports: Path, # the folder reports/
