@@ -32,7 +32,9 @@ SLOW = {
         test_a_run_that_is_trained_anew_is_whole_at_every_moment
         test_the_same_names_with_other_pictures_are_other_runs
         test_a_shipped_pretraining_gives_the_run_that_training_gives test_waiting_for_another_process_is_said
-        test_changed_code_of_a_method_is_told_and_again_replaces_the_run""",
+        test_changed_code_of_a_method_is_told_and_again_replaces_the_run
+        test_rows_of_a_run_rank_the_same_people_from_the_first_to_the_final_model
+        test_without_rows_the_weights_are_the_same_bits""",
     "experiments/test_tables.py": """
         test_a_plugin_is_a_row_of_the_tables test_collect_keeps_rows_directions_and_seeds_apart""",
     "experiments/test_workers.py": "*",
