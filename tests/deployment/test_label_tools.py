@@ -303,4 +303,7 @@ def test_labels_of_a_table_without_changes(home):
     crops = read_crops(home/"who.csv")
     (home/"deep").mkdir()
     write_labels(crops, home/"deep/labels.csv")
+    with pytest.raises(DataError, match="no person was seen by two cameras"):
+        write_labels([c for c in crops if c.camera == crops[0].camera], home/"one.csv", split=True)
+    assert not (home/"one.csv").exists()
     assert read_crops(home/"deep/labels.csv") == [Crop(c.path, c.camera, c.identity, c.time, c.track) for c in crops]

@@ -78,10 +78,16 @@ def write_labels(
     path: str | Path, # .csv
     split: bool = False, # for measuring: a gallery and queries; else all crops are for training
 ) -> Path:
-    "Write crops as the table that the other commands read, complete or not at all."
+    """Write crops as the table that the other commands read, complete or not at all.
+
+    Raises `DataError` for a split without a query."""
     path, crops = given_path(path), list(crops)
     home, text = Path(os.path.abspath(path.parent)), io.StringIO()
-    parts = [(c, "gallery" if split else "train") for c in crops] + [(c, "query") for c in queries(crops) if split]
+    asked = queries(crops) if split else []
+    if split and not asked:
+        raise DataError("no person was seen by two cameras, so there is no query and nothing to measure; leave the "
+                        "split out")
+    parts = [(c, "gallery" if split else "train") for c in crops] + [(c, "query") for c in asked]
     table = csv.writer(text)
     table.writerow(("path", "camid", "pid", "split", "time", "track"))
     for c, part in parts: table.writerow((relative_name(c.path, home), c.camera, c.identity, part, c.time, c.track))
