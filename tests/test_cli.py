@@ -450,6 +450,22 @@ def body(tmp_path_factory):
     return file
 
 
+def test_two_starts_are_compared_before_training(home, body, capsys, tmp_path):
+    "With weights and a source: both numbers once, before the run begins, and nothing is switched."
+    arguments = ["adapt", home/"mine/crops", tmp_path/"m.safetensors", "--preset", "tiny", "--weights", body,
+                 "--backbone", "mobilenetv3_small_050", "--size", "64x32", "--dim", "16", "--device", "cpu", "--json"]
+    assert main([str(a) for a in arguments]) in (0, 3)
+    out, error = capsys.readouterr()
+    found, said_so = json.loads(out)["starts"], "distorted copies of the crops that are found again"
+    assert set(found) == {"source", "weights"} and all(0 <= share <= 1 for share in found.values())
+    assert f"{said_so}: {100*found['source']:.0f} % after training on plaza, {100*found['weights']:.0f} %" in error
+    assert error.index(said_so) < error.index("upl folder: epoch 1")
+    assert Embedder.load(tmp_path/"m.safetensors", "cpu").facts["origin"]["source"] == "plaza"
+    assert main([str(a) for a in arguments]) in (0, 3)
+    out, error = capsys.readouterr()
+    assert "starts" not in json.loads(out) and said_so not in error       # the run is finished: nothing to choose
+
+
 def test_adapting_without_a_source_then_going_on(home, body, capsys, tmp_path):
     "From weights alone; then from the model that came out, whose network needs not be named again."
     network = ("--preset", "tiny", "--backbone", "mobilenetv3_small_050", "--size", "64x32", "--dim", "16")

@@ -7,13 +7,14 @@ __all__ = ['core', 'MARK', 'PRESET_NAMES', 'CROPS', 'MODEL', 'DEVICE', 'PATTERN'
            'GALLERY', 'INDEX', 'FORGET', 'BROWSE', 'REPORTS', 'ADAPTING', 'NAMING', 'TASKS', 'LABELS', 'COMMANDS',
            'EXAMPLES', 'has_mark', 'has_page_mark', 'has_metadata', 'check_out', 'show_bars', 'check', 'synth',
            'choose_network', 'watcher', 'pretrain', 'crops_for_card', 'answers_to_use', 'answers_in_words',
-           'checked_crops', 'adapt', 'count_matches', 'measure_retrieval', 'leave_one_out', 'evaluate', 'same_model',
-           'file_marks', 'named_images', 'entries_of', 'is_changed', 'images_to_embed', 'name_people', 'build_gallery',
-           'count_images', 'left_out_lines', 'file_is_gone', 'gone_entries', 'gallery_notes', 'gallery_to_write',
-           'measure_gallery', 'index_crops', 'index_parquet', 'threshold_lines', 'index', 'entry_name', 'check_forget',
-           'forget_notes', 'forget', 'as_lines', 'own_camera', 'Asked', 'tracks_to_search', 'search', 'browse',
-           'is_identities', 'identities', 'tasks', 'is_tasks', 'is_labels', 'labels', 'export', 'run', 'records',
-           'reports', 'argument', 'as_path', 'make_parser', 'print_text', 'to_json_value', 'warning_line', 'main']
+           'compare_starts', 'checked_crops', 'adapt', 'count_matches', 'measure_retrieval', 'leave_one_out',
+           'evaluate', 'same_model', 'file_marks', 'named_images', 'entries_of', 'is_changed', 'images_to_embed',
+           'name_people', 'build_gallery', 'count_images', 'left_out_lines', 'file_is_gone', 'gone_entries',
+           'gallery_notes', 'gallery_to_write', 'measure_gallery', 'index_crops', 'index_parquet', 'threshold_lines',
+           'index', 'entry_name', 'check_forget', 'forget_notes', 'forget', 'as_lines', 'own_camera', 'Asked',
+           'tracks_to_search', 'search', 'browse', 'is_identities', 'identities', 'tasks', 'is_tasks', 'is_labels',
+           'labels', 'export', 'run', 'records', 'reports', 'argument', 'as_path', 'make_parser', 'print_text',
+           'to_json_value', 'warning_line', 'main']
 
 # %% ../nbs/cli.ipynb #98318773
 import argparse, json, math, numbers, os, shlex, shutil, sys, tempfile, warnings
@@ -260,6 +261,28 @@ def answers_in_words(
         text += f"; {counts['doubled_tracks']:,} pairs of tracks at the same time are one person by these answers"
     return text
 
+# %% ../nbs/cli.ipynb #7d5b9f5a
+def compare_starts(
+    a: argparse.Namespace, # parsed arguments
+    config, # of the run
+    domain, # the crops
+    roots: dict, # of the run
+    most: int = 2000, # crops to compare on, evenly spaced
+) -> dict: # source, weights: of `copies_found`; empty without two starts to compare
+    "Compare the start from the source with the one from the weights alone, and print which looks better."
+    import torch
+    pretraining = experiments.pretraining_configs(config)
+    if not a.weights or a.start or not pretraining: return {}
+    torch_device, paths = core.pick_device(a.device), domain.train.paths
+    bank = data.ImageBank(paths[::-(-len(paths)//most)], config.size, torch_device)
+    trained = experiments.get_run(pretraining[0], device=a.device, roots=roots, progress=show_bars(a),
+                                  watch=watcher(a)).encoder().to(torch_device)
+    plain = experiments.initial_encoder(pretraining[0], config.seed, roots)
+    with torch.no_grad(): experiments.whiten_start([plain], bank)
+    found = dict(source=deployment.copies_found(trained, bank), weights=deployment.copies_found(plain, bank))
+    print(deployment.starts_in_words(**found, name=config.source), file=sys.stderr, flush=True)
+    return found
+
 # %% ../nbs/cli.ipynb #6f4995fb
 def _adapted_run(
     a: argparse.Namespace, # parsed arguments
@@ -267,8 +290,8 @@ def _adapted_run(
     domain, # the crops
     images: "pd.DataFrame", # of `list_images`
     answers: Path | None, # table of `answers_to_use`
-): # a finished run
-    "Write the table of the crops, say whether the run begins or continues, and do it."
+) -> tuple: # a finished run, of `compare_starts`
+    "Write the table of the crops, say whether the run begins or continues, compare starts before it begins, and do it."
     store = experiments.store_root()
     mark = experiments.domain_fingerprint(domain, tracks=True)
     table = data.write_table(images, store/"tables"/f"{mark}.csv")
@@ -278,7 +301,9 @@ def _adapted_run(
     state = f"continues after epoch {begun}" if begun else "begins"
     if (path/"metrics.json").exists(): state = "is finished already"
     print(f"run {path.name}: {state}", file=sys.stderr, flush=True)
-    return experiments.get_run(config, device=a.device, roots=roots, progress=show_bars(a), watch=watcher(a))
+    starts = compare_starts(a, config, domain, roots) if state == "begins" else {}
+    run = experiments.get_run(config, device=a.device, roots=roots, progress=show_bars(a), watch=watcher(a))
+    return run, starts
 
 # %% ../nbs/cli.ipynb #f7846649
 def _save_adapted(
@@ -342,9 +367,10 @@ def adapt(
     domain, about = data.as_domain(images), crops_for_card(a.root, images, a.method)
     table, answers = answers_to_use(a, config, domain)
     if answers: about["answers"] = answers["same"] + answers["different"]
-    run = _adapted_run(a, config, domain, images, table)
+    run, starts = _adapted_run(a, config, domain, images, table)
     card, quality, words = _save_adapted(out, run, domain, a.device, about)
     facts = dict(out=str(out), card=str(card), run=run.id, seconds=run.metrics["seconds"])
+    if starts: facts["starts"] = starts
     facts |= dict(check=report, quality=quality, left_out=[u["why"] for u in report["unreadable"]])
     if answers: facts["answers"] = answers
     if left := left_out_lines(facts["left_out"]):
@@ -397,7 +423,7 @@ def measure_retrieval(
     facts |= dict(queries=len(s.ap), skipped=s.skipped, gallery=len(g) - unknown, without_pid=unknown)
     return facts | (count_matches(embedder.calibration, q, qp, qc, g, gp, gc) if embedder.calibration else {})
 
-# %% ../nbs/cli.ipynb #a6a4b26a
+# %% ../nbs/cli.ipynb #bc7ee327
 def leave_one_out(
     images: "pd.DataFrame", # of `list_images`, with identities
 ) -> "pd.DataFrame": # each picture with an identity as a query and in the gallery
@@ -1401,7 +1427,7 @@ def warning_line(
     "A warning as a command shows it, without the line of the program it comes from."
     return f"note: {message}\n"
 
-# %% ../nbs/cli.ipynb #6e1c5ce4
+# %% ../nbs/cli.ipynb #27722e0e
 def main(
     arguments: list | None = None, # of the command line; None: those of this process
 ) -> int: # exit code

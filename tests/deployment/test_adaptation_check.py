@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from PIL import Image
+from torch import nn
 
 from upl_reid.core import DataError
-from upl_reid.deployment.adaptation_check import (LIMITS, camera_bias, cross_camera_share, effective_rank,
-                                                  keeps_cluster, partition_stability, quality_in_words,
-                                                  quality_of, random_cosine, warnings_of)
+from upl_reid.data.image_bank import ImageBank
+from upl_reid.deployment.adaptation_check import (CLEARLY, LIMITS, camera_bias, copies_found, cross_camera_share,
+                                                  effective_rank, keeps_cluster, partition_stability,
+                                                  quality_in_words, quality_of, random_cosine, starts_in_words,
+                                                  warnings_of)
 
 labels = st.lists(st.tuples(st.integers(-1, 4), st.integers(-1, 4), st.integers(0, 2)), min_size=2, max_size=14)
 
@@ -161,3 +165,39 @@ def test_a_model_that_compares_cameras_is_warned_of_however_stable():
     assert q["stability"] == q["cross_camera"] == 1 and q["camera_bias"] > LIMITS["camera_bias"]
     assert [w for w in warnings_of(q) if "light and background" in w] == warnings_of(q)
     assert "times as often in one camera" in quality_in_words(dict(q, warnings=[]))
+
+
+class Colours(nn.Module):
+    "Mean colours of a grid of cells: knows each picture, whatever small thing happens to it."
+    def forward(self, x): return nn.functional.normalize(nn.functional.adaptive_avg_pool2d(x, (4, 2)).flatten(1), dim=1)
+
+
+class Noise(nn.Module):
+    "Vectors that have nothing to do with the picture."
+    def forward(self, x): return nn.functional.normalize(torch.randn(len(x), 8), dim=1)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for i in range(60):
+        cells = rng.integers(0, 256, (4, 2, 3), dtype=np.uint8)
+        Image.fromarray(cells).resize((16, 32), Image.Resampling.NEAREST).save(folder/f"{i:02d}.png")
+    return ImageBank(sorted(folder.glob("*.png")), (32, 16))
+
+
+def test_copies_are_found_by_vectors_that_know_their_picture(pictures):
+    good = copies_found(Colours(), pictures)
+    assert good > .4 and copies_found(Noise(), pictures) < .15 and good == copies_found(Colours(), pictures)
+    seventh = 7*copies_found(Colours(), pictures, most=7)                # of every ninth picture, seven copies
+    assert seventh == pytest.approx(round(seventh)) and seventh > 0
+    state = torch.get_rng_state()
+    copies_found(Colours(), pictures, most=7)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("source, weights, says", [
+    (.22, .31, "the weights alone look better"), (.31, .22, "the source looks better"), (.25, .30, "too close to tell"),
+    (0., 0., "too close to tell"), (0., .1, "the weights alone look better")])
+def test_starts_in_words(source, weights, says):
+    assert says in starts_in_words(source, weights, "plaza") and CLEARLY == 1.25
