@@ -41,6 +41,13 @@ def test_a_report_is_replaced_by_the_same_experiment_or_more_seeds(tmp_path, new
     else: assert read_setting(tmp_path/"t.md") == new
 
 
+def test_a_report_of_another_size_is_replaced_by_the_same_one(tmp_path):
+    for text in ("# old", "# new"):
+        path = write_report("t", tmp_path, text, FRAME, made=setting(size=(128, 64)))
+        assert path == tmp_path/"t.md" and path.read_text() == f"{text}\n"
+    assert write_report("t", tmp_path, "# other", FRAME, made=setting(size=(64, 32))) != tmp_path/"t.md"
+
+
 def test_a_report_in_a_folder_keeps_its_runs_in_the_same_archive(tmp_path):
     runs = {name: finished(tmp_path, seed=seed) for seed, name in enumerate(("t", "p2lr/table1"))}
     for name, run in runs.items():
@@ -230,7 +237,7 @@ def test_provenance_of_archived_runs_names_the_archive(tmp_path, monkeypatch):
                                             (dict(preset="demo", seeds="0"), "demo-seeds-0"),
                                             (dict(preset="demo", seeds="0,1,2"), None)])
 def test_the_committed_table_4_and_smaller_runs(tmp_path, monkeypatch, change, folder):
-    shutil.copytree(ROOT/"reports", tmp_path/"reports", ignore=shutil.ignore_patterns("local", "*.ipynb"))
+    shutil.copytree(ROOT/"reports", tmp_path/"reports", ignore=shutil.ignore_patterns("local", "*.ipynb", ".*"))
     monkeypatch.setenv("UPL_REID_ROOT", str(tmp_path)); monkeypatch.delenv("IN_TEST", raising=False)
     (tmp_path/"elsewhere").mkdir(); monkeypatch.chdir(tmp_path/"elsewhere")        # another working directory
     before = {p.name: p.read_bytes() for p in (tmp_path/"reports").iterdir() if p.is_file()}

@@ -86,8 +86,9 @@ def changed_extra(
     committed: ReportSetting | None, # of the report that is there
 ) -> dict: # name -> new value
     "Parameters of this notebook alone that differ from the committed report's; one that it lacks counts as equal."
-    noted = committed.extra if committed else {}
-    return {name: value for name, value in made.extra.items() if noted.get(name, value) != value}
+    plain = lambda extra: json.loads(json.dumps(extra))       # a stored setting has lists where a new one has tuples
+    noted = plain(committed.extra) if committed else {}
+    return {name: value for name, value in plain(made.extra).items() if noted.get(name, value) != value}
 
 # %% ../../nbs/experiments/25_records.ipynb #f9da43d4
 RECORDS = "records.sqlite" # name of the archive in reports/ and in each local folder

@@ -6,7 +6,7 @@
 __all__ = ['alone_if_noise', 'cluster_overlap', 'cluster_independence', 'confirmed_clusters', 'SelfPaced', 'ConfirmedRounds',
            'SpCL']
 
-# %% ../../nbs/methods/spcl.ipynb #dd9a84c0
+# %% ../../nbs/methods/spcl.ipynb #sp000003
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,7 +19,7 @@ from .baseline import global_ways, hard_pseudo_labels
 from .cgc import CGCClusters
 from ..training.method import Batch, PseudoLabels, register
 
-# %% ../../nbs/methods/spcl.ipynb #cba05fd8
+# %% ../../nbs/methods/spcl.ipynb #sp000006
 def alone_if_noise(
     labels: Tensor, # (N,) int64, -1: noise
 ) -> Tensor: # (N,) without -1
@@ -39,7 +39,7 @@ def cluster_overlap(
     both = size(a*(int(b.max()) + 1) + b)
     return both/(size(a) + size(b) - both)
 
-# %% ../../nbs/methods/spcl.ipynb #00649779
+# %% ../../nbs/methods/spcl.ipynb #sp000010
 def cluster_independence(
     labels: Tensor, # (N,) ids 0..K-1, -1: noise
     looser: Tensor, # (N,) clusters with a larger radius
@@ -64,7 +64,7 @@ def confirmed_clusters(
     out = labels.masked_fill(~stays, -1)
     return relabel_consecutive(out.masked_fill(torch.bincount(out + 1)[out + 1] == 1, -1))
 
-# %% ../../nbs/methods/spcl.ipynb #d133ac8a
+# %% ../../nbs/methods/spcl.ipynb #sp000013
 class SelfPaced(CGCClusters):
     "Clusters of DBSCAN that two other radii confirm. Raises `ConfigError` for values out of range."
     least: Tensor # (,) float64, independence of a cluster that stays; NaN before the first round
@@ -83,7 +83,7 @@ class SelfPaced(CGCClusters):
         self.apart, self.share = apart, share
         self.register_buffer("least", torch.tensor(float("nan"), dtype=torch.float64))
 
-# %% ../../nbs/methods/spcl.ipynb #3aa44c3c
+# %% ../../nbs/methods/spcl.ipynb #sp000014
 class ConfirmedRounds(SelfPaced):
     "The clusters of each round and their memory."
     def relabel(self,
@@ -93,10 +93,11 @@ class ConfirmedRounds(SelfPaced):
     ) -> PseudoLabels:
         "Confirmed clusters as hard labels. Raises `DataError` for fewer than two."
         labels = self.cluster(features, camids)
+        if int(labels.max()) < 1: return hard_pseudo_labels(features, labels)        # raises
         looser, tighter = (self.cluster_as_chosen(global_ways(self.scales, **{**self.label_args, "eps": eps}), features,
                                                   camids)
                            for e in (self.apart, -self.apart) for eps in [self.label_args["eps"] + e])
-        if self.least.isnan() and (labels >= 0).any():
+        if self.least.isnan():
             independence = cluster_independence(labels, looser)
             self.least.fill_(independence.quantile(1 - self.share, interpolation="lower"))
         found = hard_pseudo_labels(features, confirmed_clusters(labels, looser, tighter, float(self.least)))
@@ -105,7 +106,7 @@ class ConfirmedRounds(SelfPaced):
         self.made = found.hard, rows, vectors, torch.zeros(3, device=features.device)
         return found
 
-# %% ../../nbs/methods/spcl.ipynb #a3246baf
+# %% ../../nbs/methods/spcl.ipynb #sp000015
 @register("spcl")
 class SpCL(ConfirmedRounds):
     "Self-paced clusters and single images as classes of a memory, like SpCL (Ge et al. 2020), without source classes."
