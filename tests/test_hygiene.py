@@ -455,3 +455,10 @@ def test_pictures_that_a_cell_shows_are_stored(path):
     showing = [cell for cell in code if "plt.show()" in source(cell)]
     blank = [cell["id"] for cell in showing if not any("image/png" in out.get("data", {}) for out in cell["outputs"])]
     assert not blank, f"{relative(path)}: cells {blank} show a picture and store none; run it without MPLBACKEND"
+
+
+@each_notebook
+def test_a_cell_of_parameters_has_its_tag(path):
+    "Without the tag, papermill ignores every -p and ends well."
+    given = [cell for cell in cells(path) if cell["cell_type"] == "code" and re.match(r"\w+: \w+ = ", source(cell))]
+    assert all("parameters" in tags(cell) for cell in given), f"{relative(path)}: tag the cell of parameters"
