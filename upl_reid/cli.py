@@ -1195,7 +1195,7 @@ def records(
     if missing: raise core.ConfigError(f"no file {missing[0]}; give a records.sqlite that this command wrote elsewhere")
     store = experiments.store_root()
     facts = experiments.pack_store(store, a.archives)
-    lines = [f"{facts['records']:,} runs in {store/experiments.RECORDS}"]
+    lines = [f"{facts['records']:,} run{'s'*(facts['records'] != 1)} in {store/experiments.RECORDS}"]
     if facts["left_out"]: lines += [f"left out, since their config.json cannot be read: {', '.join(facts['left_out'])}"]
     return dict(facts, file=str(store/experiments.RECORDS)), "\n".join(lines), 0
 

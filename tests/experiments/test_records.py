@@ -6,11 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from upl_reid.cli import main
 from upl_reid.core import RunError
 from upl_reid.experiments.config import RunConfig
 from upl_reid.experiments.label_analysis import camera_rate, finished_runs, pack_store
-from upl_reid.experiments.records import (archived_runs, ArchivedRun, keep_records, local_folder, noted, read_archive,
-    read_setting, RECORDS, report_folder, ReportSetting, setting_in_text, stored_runs, write_setting)
+from upl_reid.experiments.records import (archived_runs, ArchivedRun, keep_records, local_folder, merge_rows, noted,
+    read_archive, read_setting, record_of, RECORDS, report_folder, ReportSetting, setting_in_text, stored_runs,
+    write_setting)
 from upl_reid.experiments.runs import (features_to_rank, get_run, open_domain, plain_scores, Run, score_retrieval,
     WAYS_TO_RANK)
 from upl_reid.experiments.tables import (add_differences, open_table, provenance_table, rank_again,
@@ -299,3 +301,13 @@ def test_records_of_stores_are_merged(tmp_path):
     expected = plain_scores(features, domain)["mAP"]
     packed, = archived_runs(configs[1:], [two/RECORDS], None, two)
     assert rank_again(packed, domain, "reranked").metrics["mAP"] == expected
+
+
+def test_the_command_merges_files_and_names_a_missing_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("UPL_REID_RUNS", str(tmp_path/"runs"))
+    run = finished(tmp_path/"other")
+    keep = tmp_path/"other"/RECORDS
+    merge_rows(keep, [record_of(run)])
+    assert main(["records", str(keep)]) == 0 and "1 run in" in capsys.readouterr().out
+    assert set(read_archive(tmp_path/"runs"/RECORDS)) == {run.id}
+    assert main(["records", str(tmp_path/"none.sqlite")]) == 1 and "none.sqlite" in capsys.readouterr().err
