@@ -6,7 +6,7 @@ import html, sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from pipeline import STYLE
+from pipeline import arrow, drawn_box, frame, point_on
 
 WIDE, HIGH, GAP, ROW, LEFT, TOP, EDGE = 178, 78, 30, 108, 34, 42, 14
 
@@ -102,22 +102,10 @@ def place(box):
     column, row, width, *_ = box
     return LEFT + column*(WIDE + GAP), TOP + row*ROW, width*WIDE + (width - 1)*GAP, HIGH
 
-def drawn_box(box):
-    "A box with its title and the lines below it."
-    x, y, w, h = place(box)
-    *_, colour, title, lines = box
-    texts = [f'<text class="name" x="{x + w/2:g}" y="{y + 25:g}">{html.escape(title)}</text>']
-    texts += [f'<text class="what" x="{x + w/2:g}" y="{y + 45 + 18*i:g}">{html.escape(line)}</text>'
-              for i, line in enumerate(lines)]
-    ground = f'<rect class="box" x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" style="fill: var(--{colour})"/>'
-    return "\n".join([ground, *texts])
-
 def point(box, side):
     "A point on a box's side, such as left or top@.25: the share of the way along it."
-    x, y, w, h = place(box)
     side, _, at = side.partition("@")
-    at = float(at or .5)
-    return {"left": (x, y + at*h), "right": (x + w, y + at*h), "top": (x + at*w, y), "bottom": (x + at*w, y + h)}[side]
+    return point_on(place(box), side, float(at or .5))
 
 def straight(a, b, side, box):
     "An arrow that leaves a bottom side goes straight down into the box below it."
@@ -129,34 +117,24 @@ def route(a, b):
     middle = (a[0] + b[0])/2
     return [a, b] if abs(a[0] - b[0]) < 1 or abs(a[1] - b[1]) < 1 else [a, (middle, a[1]), (middle, b[1]), b]
 
-def arrow(points, again=False):
-    "A line through points, with a head at its end."
-    path = "M " + " L ".join(f"{x:g} {y:g}" for x, y in points)
-    return f'<path class="arrow{" again" if again else ""}" d="{path}"/>'
-
 def picture(name):
     "One architecture as SVG."
     said, boxes, arrows = PICTURES[name]
     width, height = LEFT + 4*WIDE + 3*GAP + EDGE, TOP + 2*ROW + HIGH + EDGE
-    marker = ('<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
-              'orient="auto"><path d="M 0 0 L 8 4 L 0 8 z" style="fill: var(--line)"/></marker></defs>')
-    head = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
-            f'width="{width:g}" height="{height:g}" role="img" aria-label="{html.escape(said)}">')
-    ground = f'<rect x="0" y="0" width="{width:g}" height="{height:g}" rx="10" style="fill: var(--paper)"/>'
     lines = []
     for start, side, end, into in arrows:
         a, b = point(boxes[start], side), point(boxes[end], into)
-        lines.append(arrow(route(a, straight(a, b, side, boxes[end]))))
+        lines.append(arrow(*route(a, straight(a, b, side, boxes[end]))))
     lines.append(again(boxes, *AGAIN[name]))
-    return "\n".join([head, f"<title>{html.escape(said)}</title>", f"<style>{STYLE}</style>", marker, ground, *lines,
-                      *map(drawn_box, boxes.values()), "</svg>", ""])
+    drawn = [drawn_box(place(box), *box[3:], drop=25) for box in boxes.values()]
+    return frame(width, height, said, [*lines, *drawn])
 
 def again(boxes, end, note):
     "The dashed line from the losses around the picture to what they train, with a note on it."
     (x, y), (u, v) = point(boxes["losses"], "left"), point(boxes[end], "top")
     lane, top = EDGE, TOP/2 + 2
     text = f'<text class="note" x="{lane + 10:g}" y="{top - 6:g}" style="text-anchor: start">{html.escape(note)}</text>'
-    return "\n".join([arrow([(x, y), (lane, y), (lane, top), (u, top), (u, v)], True), text])
+    return "\n".join([arrow((x, y), (lane, y), (lane, top), (u, top), (u, v), again=True), text])
 
 def main():
     "Write all pictures."

@@ -45,25 +45,38 @@ def place(name):
     column, row, width, *_ = BOXES[name]
     return LEFT + column*(WIDE + GAP), TOP + row*(HIGH + 34), width*WIDE + (width - 1)*GAP, HIGH
 
-def box(name):
-    "A box with its title and the lines below it."
-    x, y, w, h = place(name)
-    *_, colour, title, lines = BOXES[name]
-    texts = [f'<text class="name" x="{x + w/2:g}" y="{y + 26:g}">{html.escape(title)}</text>']
-    texts += [f'<text class="what" x="{x + w/2:g}" y="{y + 46 + 18*i:g}">{html.escape(line)}</text>'
+def drawn_box(place, colour, title, lines, drop=26):
+    "A box with its title, `drop` below its top, and the lines below the title."
+    x, y, w, h = place
+    texts = [f'<text class="name" x="{x + w/2:g}" y="{y + drop:g}">{html.escape(title)}</text>']
+    texts += [f'<text class="what" x="{x + w/2:g}" y="{y + drop + 20 + 18*i:g}">{html.escape(line)}</text>'
               for i, line in enumerate(lines)]
     ground = f'<rect class="box" x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" style="fill: var(--{colour})"/>'
     return "\n".join([ground, *texts])
 
-def edge(name, side, at=.5):
+def point_on(place, side, at=.5):
     "A point on a box's side; `at` runs from its left or top end to the other."
-    x, y, w, h = place(name)
+    x, y, w, h = place
     return {"left": (x, y + at*h), "right": (x + w, y + at*h), "top": (x + at*w, y), "bottom": (x + at*w, y + h)}[side]
+
+def edge(name, side, at=.5):
+    "A point on a side of a box of the pipeline."
+    return point_on(place(name), side, at)
 
 def arrow(*points, again=False):
     "A line through points, with a head at its end."
     path = "M " + " L ".join(f"{x:g} {y:g}" for x, y in points)
     return f'<path class="arrow{" again" if again else ""}" d="{path}"/>'
+
+def frame(width, height, said, parts):
+    "A whole SVG: what it shows in words, then its parts on paper."
+    said = html.escape(said)
+    marker = ('<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
+              'orient="auto"><path d="M 0 0 L 8 4 L 0 8 z" style="fill: var(--line)"/></marker></defs>')
+    head = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
+            f'width="{width:g}" height="{height:g}" role="img" aria-label="{said}">')
+    ground = f'<rect x="0" y="0" width="{width:g}" height="{height:g}" rx="10" style="fill: var(--paper)"/>'
+    return "\n".join([head, f"<title>{said}</title>", f"<style>{STYLE}</style>", marker, ground, *parts, "</svg>", ""])
 
 def arrows():
     "What flows where: images, features, labels to the losses, and every round the labels anew."
@@ -90,12 +103,7 @@ def picture():
     said = ("Pipeline: images of a labelled source network and an unlabelled target network go through the image bank "
             "and the encoder; features are clustered in each camera and merged; a mixture model gives soft labels and "
             "weights; weighted losses train the encoder; its moving average is evaluated and deployed")
-    marker = ('<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
-              'orient="auto"><path d="M 0 0 L 8 4 L 0 8 z" style="fill: var(--line)"/></marker></defs>')
-    head = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
-            f'width="{width:g}" height="{height:g}" role="img" aria-label="{said}">')
-    ground = f'<rect x="0" y="0" width="{width:g}" height="{height:g}" rx="10" style="fill: var(--paper)"/>'
-    parts = [head, f"<title>{said}</title>", f"<style>{STYLE}</style>", marker, ground, *map(box, BOXES), arrows()]
-    return "\n".join([*parts, "</svg>", ""])
+    boxes = [drawn_box(place(name), *box[3:]) for name, box in BOXES.items()]
+    return frame(width, height, said, [*boxes, arrows()])
 
 if __name__ == "__main__": (Path(__file__).parent/"pipeline.svg").write_text(picture(), encoding="utf-8")
