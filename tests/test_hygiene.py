@@ -25,7 +25,14 @@ def default_exp(path):
 def visible(path): return not any(part.startswith((".", "_")) for part in path.relative_to(NBS).parts)
 
 NOTEBOOKS = sorted(filter(visible, NBS.rglob("*.ipynb")))
-TABLES = [path for path in NOTEBOOKS if re.match(r"table|benchmark|figures|claims", path.stem)]
+
+def parameter_cells(path):
+    "Cells that begin with 'name: type = value': what papermill replaces, if it is tagged."
+    code = [cell for cell in cells(path) if cell["cell_type"] == "code"]
+    return [cell for cell in code if re.match(r"\w+: \w+ = ", source(cell))]
+
+TABLES = [path for path in NOTEBOOKS
+          if re.match(r"table|benchmark|figures|claims", path.stem) or parameter_cells(path)]
 EXPORTS = {module: path for path in NOTEBOOKS if (module := default_exp(path))}
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))
            if path.name not in ("__init__.py", "_modidx.py")}
@@ -86,6 +93,7 @@ def test_notebook_opens_with_title_and_summary(path):
 def test_table_notebook_has_one_parameters_cell_of_plain_literals(path):
     tagged = [source(cell) for cell in cells(path) if "parameters" in tags(cell)]
     assert len(tagged) == 1, f"{relative(path)}: {len(tagged)} cells tagged 'parameters'; papermill needs exactly one"
+    assert [*map(source, parameter_cells(path))] == tagged, f"{relative(path)}: tag the cell of parameters"
     for statement in ast.parse(tagged[0]).body:
         where = f"{relative(path)}, parameters cell: {ast.unparse(statement)!r}"
         plain = isinstance(statement, ast.AnnAssign) and statement.value is not None
@@ -455,10 +463,3 @@ def test_pictures_that_a_cell_shows_are_stored(path):
     showing = [cell for cell in code if "plt.show()" in source(cell)]
     blank = [cell["id"] for cell in showing if not any("image/png" in out.get("data", {}) for out in cell["outputs"])]
     assert not blank, f"{relative(path)}: cells {blank} show a picture and store none; run it without MPLBACKEND"
-
-
-@each_notebook
-def test_a_cell_of_parameters_has_its_tag(path):
-    "Without the tag, papermill ignores every -p and ends well."
-    given = [cell for cell in cells(path) if cell["cell_type"] == "code" and re.match(r"\w+: \w+ = ", source(cell))]
-    assert all("parameters" in tags(cell) for cell in given), f"{relative(path)}: tag the cell of parameters"

@@ -1,7 +1,6 @@
 """Days on which things go wrong: disks that are really full, a server that stops while a command indexes, clocks that
 are set back, a hundred thousand tracks of one picture."""
 import csv
-import json
 import os
 import shutil
 import subprocess
@@ -11,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from commands import picture, said
 from faults import fault
-from upl_reid.cli import main
 from upl_reid.components.tracks import answer_links, find_links
 from upl_reid.core import RunError
 from upl_reid.data.own_crops import as_domain, list_images
@@ -37,20 +35,6 @@ def small_disk(tmp_path):
 
 
 def people(n, d=64, seed=0): return unit_vectors(np.random.default_rng(seed).normal(size=(n, d)))
-
-
-def picture(path, seed):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (48, 24, 3), np.uint8)).save(path)
-    return path
-
-
-def said(capsys, *arguments):
-    "Exit code, the facts, and standard error."
-    code = main([*map(str, arguments), "--json"])
-    out = capsys.readouterr()
-    assert "Traceback" not in out.err
-    return code, json.loads(out.out) if out.out else None, out.err
 
 
 # ---------------------------------------------------------------- a disk that is really full

@@ -1,18 +1,16 @@
 """index, search, forget and export with a gallery in a file and in PostgreSQL; and days on which things go wrong."""
 import errno
 import importlib.util
-import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from commands import picture, said
 import upl_reid.deployment.gallery as gallery_module
 import upl_reid.deployment.postgres_gallery as postgres_module
 from upl_reid import core
-from upl_reid.cli import main
 from upl_reid.deployment.browse import confirm_pair, confirmed_pairs, pairs_file
 from upl_reid.deployment.embedder import Embedder
 from upl_reid.deployment.gallery_homes import open_gallery
@@ -24,24 +22,10 @@ def elsewhere(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-def picture(path, seed):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (48, 24, 3), np.uint8)).save(path)
-    return path
-
-
 @pytest.fixture
 def crops(tmp_path):
     for i in range(12): picture(tmp_path/f"crops/cam{i % 3}/{i:02d}.png", i)
     return tmp_path/"crops"
-
-
-def said(capsys, *arguments):
-    "Exit code, the facts, and standard error."
-    code = main([*map(str, arguments), "--json"])
-    out = capsys.readouterr()
-    assert "Traceback" not in out.err
-    return code, json.loads(out.out) if out.out else None, out.err
 
 
 def table(tmp_path, crops, **changed):

@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "quality_in_words", "copies_found", "starts_in_words"],
     "match_calibration": ["PARSE_ERRORS", "RATES", "DOUBT", "GALLERY_SIZES", "Calibration", "rate_interval",
         "rate_in_words", "draw_pairs", "shares_above", "fit_calibration", "cluster_images", "higher_thresholds",
-        "measure_thresholds", "true_rates"],
+        "measure_thresholds", "pairs_across_cameras", "true_rates"],
     "embedder": ["CHANNEL_ORDER", "as_pixels", "check_facts", "build_model", "facts_of", "EmbedderWeights",
         "EmbedderFile", "default_batch", "Embedder", "calibrate_run"],
     "gallery": ["EXACT", "KNOWN", "PAGE_MARK", "PAGE_STYLE", "unit_vectors", "sample_rows", "GrowingArray",

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARSE_ERRORS', 'RATES', 'DOUBT', 'GALLERY_SIZES', 'Calibration', 'rate_interval', 'rate_in_words', 'draw_pairs',
-           'shares_above', 'fit_calibration', 'cluster_images', 'higher_thresholds', 'measure_thresholds', 'true_rates']
+           'shares_above', 'fit_calibration', 'cluster_images', 'higher_thresholds', 'measure_thresholds',
+           'pairs_across_cameras', 'true_rates']
 
 # %% ../../nbs/deployment/10_match_calibration.ipynb #2d4d0aa1
 import math
@@ -221,6 +222,18 @@ def measure_thresholds(
     return replace(raised, second=shares_above(x, labels, to_numpy(camids), np.array(raised.thresholds)))
 
 # %% ../../nbs/deployment/10_match_calibration.ipynb #9f7b4f16
+def pairs_across_cameras(
+    features: dict, # query (Q, d) and gallery (G, d) torch tensors, unit length
+    query, # `Split` of the queries
+    gallery, # `Split` of the gallery; images of identity -1 are left out
+) -> tuple: # numpy: (P,) cosines; (P,) whether a pair is of one person
+    "All pairs of a query and a gallery image from two cameras."
+    pairs = (query.camids[:, None] != gallery.camids) & (gallery.pids >= 0)
+    cosine = (features["query"] @ features["gallery"].T).numpy()
+    return cosine[pairs], (query.pids[:, None] == gallery.pids)[pairs]
+
+
+# %% ../../nbs/deployment/10_match_calibration.ipynb #b05686c1
 def true_rates(
     told: Calibration, # of a model
     cosine: np.ndarray, # (P,) of pairs of test images

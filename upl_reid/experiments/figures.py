@@ -7,11 +7,12 @@ __all__ = ['ARCHITECTURE', 'ILLUSTRATION', 'P2LR_FIGURES', 'INCLR_FIGURES', 'CGC
            'MADE', 'SILHOUETTE_BINS', 'SCORES', 'RIGHT', 'WRONG', 'Drawn', 'PaperFigure', 'stored_round',
            'round_epochs', 'draw_panels', 'ends_in_words', 'people_part', 'map_within', 'training_curve',
            'ranking_reader', 'silhouettes_of', 'draw_silhouettes', 'silhouette_frame', 'silhouettes_in_words',
-           'uncertainties_of', 'draw_uncertainties', 'separation', 'separation_in_words', 'mean_uncertainty',
-           'arranged_probabilities', 'typical_images', 'consistency_curve', 'parameter_rows', 'validation_scores',
-           'draw_parameters', 'parameter_in_words', 'parameter_scores', 'kappa_scores', 'best_round', 'repeated_best',
-           'best_in_words', 'spread_rows', 'draw_pictures', 'largest_clusters', 'cluster_line', 'draw_clusters',
-           'clusters_of', 'most_frequent', 'draw_tsne', 'draw_rankings', 'write_figure']
+           'used_uncertainties', 'uncertainties_of', 'draw_uncertainties', 'separation', 'separation_in_words',
+           'mean_uncertainty', 'arranged_probabilities', 'typical_images', 'consistency_curve', 'parameter_rows',
+           'validation_scores', 'draw_parameters', 'parameter_in_words', 'parameter_scores', 'kappa_scores',
+           'best_round', 'repeated_best', 'best_in_words', 'spread_rows', 'draw_pictures', 'largest_clusters',
+           'cluster_line', 'draw_clusters', 'clusters_of', 'most_frequent', 'draw_tsne', 'draw_rankings',
+           'write_figure']
 
 # %% ../../nbs/experiments/65_figures.ipynb #18738eb7
 from collections.abc import Callable, Iterable
@@ -30,7 +31,7 @@ from ..data.image_bank import ImageBank
 from ..data.splits import Domain, Split
 from ..evaluation.calibration import pseudo_label_correct
 from ..evaluation.retrieval import evaluate_retrieval
-from .curves import curve_frame, draw_curves, ranking_curve
+from .curves import clustering_epochs, curve_frame, draw_curves, ranking_curve
 from .label_analysis import spaced_rounds, top_matches
 from .records import noted
 from .runs import Run, score_retrieval
@@ -134,8 +135,8 @@ def round_epochs(
     shown: int = 3, # how many
 ) -> dict: # epochs of training before a clustering -> its number
     "Evenly spaced clusterings, the first and the last among them."
-    rounds = run.metrics["rounds"]
-    return {int(rounds[i]["epoch"]) - 1: i for i in spaced_rounds(len(rounds), shown)}
+    epochs = clustering_epochs(run)
+    return {int(epochs[i]): i for i in spaced_rounds(len(epochs), shown)}
 
 # %% ../../nbs/experiments/65_figures.ipynb #842c34bc
 def draw_panels(
@@ -201,7 +202,7 @@ def training_curve(
     "mAP of a quarter of the training people in the features of each clustering."
     rows = np.flatnonzero(people_part(split, .25))
     part = split.subset(rows)
-    epochs = pd.Index([int(scores["epoch"]) - 1 for scores in run.metrics["rounds"]], name="epochs")
+    epochs = clustering_epochs(run)
     work = lambda: [map_within(stored_round(run, at)[0][rows], part) for at in range(len(epochs))]
     values = noted(run, "mAP of training people", work)
     return pd.Series(values, epochs, name="mAP")
@@ -283,6 +284,15 @@ def silhouettes_in_words(
             for (row, s, t), times in found.items()]
 
 # %% ../../nbs/experiments/65_figures.ipynb #b77757cc
+def used_uncertainties(
+    run: Run, # finished, of a method that clusters
+    at: int, # which clustering
+) -> tuple: # (M,) of the images with a label; numpy (N,) labels, -1: not used
+    "P2LR's uncertainty of each label of one clustering (its Eq. 2 to 4), and the labels."
+    x, y = stored_round(run, at)
+    labels = torch.from_numpy(y)
+    return label_uncertainty(x, cluster_centroids(x, y), labels)[labels >= 0], y
+
 def uncertainties_of(
     run: Run, # finished, of a method that clusters
     pids: np.ndarray, # (N,) of the target's training images
@@ -290,8 +300,7 @@ def uncertainties_of(
 ) -> tuple: # numpy: (M,) uncertainties; (M,) whether each label is right
     "Uncertainty and truth of each label of one clustering."
     def work():
-        x, y = stored_round(run, at)
-        u = label_uncertainty(x, cluster_centroids(x, y), torch.from_numpy(y))[torch.from_numpy(y) >= 0]
+        u, y = used_uncertainties(run, at)
         return [[round(float(v), 4) for v in u], pseudo_label_correct(y, pids).tolist()]
     u, right = noted(run, f"uncertainties, clustering {at}", work)
     return np.array(u), np.array(right, dtype=bool)
@@ -346,13 +355,10 @@ def mean_uncertainty(
     run: Run, # finished, of a method that clusters
 ) -> pd.Series: # nats; index: epochs of training, from 0
     "Mean uncertainty of the labels at each clustering."
-    def one(at):
-        x, y = stored_round(run, at)
-        u = label_uncertainty(x, cluster_centroids(x, y), torch.from_numpy(y))
-        return float(u[torch.from_numpy(y) >= 0].mean())
-    rounds = run.metrics["rounds"]
-    values = noted(run, "mean uncertainty", lambda: [one(at) for at in range(len(rounds))])
-    return pd.Series(values, pd.Index([int(each["epoch"]) - 1 for each in rounds], name="epochs"), name="uncertainty")
+    epochs = clustering_epochs(run)
+    one = lambda at: float(used_uncertainties(run, at)[0].mean())
+    values = noted(run, "mean uncertainty", lambda: [one(at) for at in range(len(epochs))])
+    return pd.Series(values, epochs, name="uncertainty")
 
 # %% ../../nbs/experiments/65_figures.ipynb #e0262069
 def arranged_probabilities(
@@ -383,9 +389,8 @@ def consistency_curve(
     def one(at):
         x, y = stored_round(run, at)
         return identity_consistency(pids, y, silhouette_samples(x.numpy(), y), threshold, min_size=min_size)
-    rounds, name = run.metrics["rounds"], f"identity consistency, {threshold}, {min_size}"
-    values = noted(run, name, lambda: [one(at) for at in range(len(rounds))])
-    epochs = pd.Index([int(each["epoch"]) - 1 for each in rounds], name="epochs")
+    epochs, name = clustering_epochs(run), f"identity consistency, {threshold}, {min_size}"
+    values = noted(run, name, lambda: [one(at) for at in range(len(epochs))])
     return pd.Series(100*np.array(values, dtype=float), epochs, name="identity consistency")
 
 # %% ../../nbs/experiments/65_figures.ipynb #82718951

@@ -24,6 +24,8 @@ from sklearn.metrics import adjusted_rand_score
 import torch
 import torch.nn.functional as F
 
+
+# %% ../../nbs/experiments/50_label_analysis.ipynb #86ed2cd3
 from ..components.mixup import choose_among
 from ..components.uncertainty import entropy
 from ..core import ConfigError, DataError, seed_for, to_numpy
@@ -32,7 +34,7 @@ from ..data.splits import Domain, Split
 from ..evaluation.calibration import pseudo_label_correct, pseudo_label_ece
 from ..evaluation.clusters import cluster_quality, same_camera_neighbour_rate
 from ..evaluation.retrieval import unit_distances
-from .config import PRESETS, RunConfig
+from .config import RunConfig
 from upl_reid.experiments.records import (archived_config, ArchivedRun, merge_rows, noted, read_archive, record_of,
     RECORDS)
 from .runs import open_domain, Run, WAYS_TO_RANK
@@ -327,14 +329,13 @@ def label_facts(
 ) -> dict: # name -> number
     "Weights and mixup's partners in the last round of a run, from the run or its records."
     def work():
-        last = run.rounds(1)[-1]
+        last = run.round_at(-1)
         labels = unpack_labels(last, torch.device("cpu"))
         right, used = pseudo_label_correct(to_numpy(labels.hard), split.pids), to_numpy(labels.hard >= 0)
         w = to_numpy(labels.weight)[used]
         mean = {"wrong labels": 1 - right.mean(), "weight, right": w[right].mean(), "weight, wrong": w[~right].mean()}
         share = {f"effective share, alpha {a}": effective_share(w**a) for a in (1, 3, 10)}
-        budget = PRESETS[run.config.preset].budget(run.config.target)
-        same = partner_shares(last["features"], labels, split.camids, budget)
+        same = partner_shares(last["features"], labels, split.camids, run.config.budget)
         return {k: float(v) for k, v in {**mean, **share, **{f"same label, {k}": v for k, v in same.items()}}.items()}
     return noted(run, "weights and partners", work)
 
@@ -431,6 +432,8 @@ def finished_in(
         except (ConfigError, OSError): unread.append(path.name)
     return runs, unread
 
+
+# %% ../../nbs/experiments/50_label_analysis.ipynb #b1cfd8c2
 def add_notes(
     run: Run, # finished, on embedded networks
     store: Path, # where these are drawn

@@ -200,6 +200,8 @@ def shown_runs(
     stored = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     return {name for setting in stored for name in setting.get("runs", [])}
 
+
+# %% ../../nbs/experiments/25_records.ipynb #9f22737b
 def merge_rows(
     archive: Path, # .sqlite, made if absent
     rows: Iterable[dict], # of `record_of`; notes of a run that is there are merged
@@ -218,6 +220,8 @@ def merge_rows(
         after = {name: after[name] for name in sorted(after) if name in keep}
         if after != before: write_atomic(archive, lambda part: build_archive(part, after.values()))
 
+
+# %% ../../nbs/experiments/25_records.ipynb #e2f124b1
 def keep_records(
     archive: Path, # .sqlite in a folder of reports, made if absent
     runs: Iterable[Run], # of the report that was just written

@@ -9,12 +9,12 @@ __all__ = ['WAYS_TO_RANK', 'store_root', 'check_network', 'open_domain', 'labell
            'append_row', 'checkpoint_writer', 'resume_point', 'embed_test', 'features_to_rank', 'score_retrieval',
            'plain_scores', 'agreement_loss', 'label_scores', 'encoder_seeds', 'pretraining_configs', 'initial_encoder',
            'start_encoder', 'known_identities', 'starting_encoders', 'whiten_start', 'target_bank', 'make_method',
-           'no_watch', 'Workplace', 'peak_memory', 'measured_epochs', 'measured_part', 'part_scores', 'RoundTests',
-           'cut_tests', 'finished_tests', 'measure_run', 'shipped_files', 'find_shipped', 'split_fingerprint',
-           'load_shipped', 'train_pretraining', 'rank_during', 'train_adaptation', 'train_run', 'present_code',
-           'stored_code', 'code_notice', 'say_notice', 'waiting_lock', 'run_lock', 'again_path', 'replace_run',
-           'finish_replacement', 'limit_threads', 'cpu_cores', 'begin_session', 'with_checkpoint', 'do_run',
-           'found_run', 'get_run', 'ship_pretraining']
+           'no_watch', 'Workplace', 'peak_memory', 'measured_epochs', 'measured_part', 'tested_part', 'part_scores',
+           'RoundTests', 'cut_tests', 'finished_tests', 'measure_run', 'shipped_files', 'find_shipped',
+           'split_fingerprint', 'load_shipped', 'train_pretraining', 'rank_during', 'train_adaptation', 'train_run',
+           'present_code', 'stored_code', 'code_notice', 'say_notice', 'waiting_lock', 'run_lock', 'again_path',
+           'replace_run', 'finish_replacement', 'limit_threads', 'cpu_cores', 'begin_session', 'with_checkpoint',
+           'do_run', 'found_run', 'get_run', 'ship_pretraining']
 
 # %% ../../nbs/experiments/10_runs.ipynb #fef6acac
 import contextlib, functools, hashlib, json, os, platform, shutil, subprocess, sys, time, warnings
@@ -621,6 +621,15 @@ def measured_part(
     people = people[:max(least, round(share*len(people)))]
     return np.isin(domain.query.pids, people), np.isin(domain.gallery.pids, people)
 
+
+# %% ../../nbs/experiments/10_runs.ipynb #d0f2645f
+def tested_part(
+    target: Domain, # with query and gallery
+) -> tuple: # dict of masks, query and gallery; Domain with the images of `measured_part`
+    "What is ranked after each round of a training."
+    kept = dict(zip(("query", "gallery"), measured_part(target)))
+    return kept, replace(target, **{name: getattr(target, name).subset(mask) for name, mask in kept.items()})
+
 def part_scores(
     features: dict, # query and gallery, of the part
     part: Domain, # the same images
@@ -639,8 +648,7 @@ class RoundTests:
         device: torch.device, # to train on
     ):
         self.file, self.epochs = path/"tests.jsonl", measured_epochs(config.budget)
-        query, gallery = measured_part(target)
-        self.part = replace(target, query=target.query.subset(query), gallery=target.gallery.subset(gallery))
+        self.part = tested_part(target)[1]
         self.banks = {name: ImageBank(getattr(self.part, name).paths, config.size, device)
                       for name in ("query", "gallery")}
 
@@ -675,8 +683,7 @@ def finished_tests(
     "The rows of `RoundTests`, and the final model's from its features; empty if none were kept."
     rows = [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(path/"tests.jsonl")]
     if not rows: return []
-    kept = dict(zip(("query", "gallery"), measured_part(target)))
-    part = replace(target, **{name: getattr(target, name).subset(mask) for name, mask in kept.items()})
+    kept, part = tested_part(target)
     last = {name: features[name][torch.from_numpy(mask).to(features[name].device)] for name, mask in kept.items()}
     return [*rows, dict(epoch=epochs, **part_scores(last, part))]
 

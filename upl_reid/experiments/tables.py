@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['INTERACTIVE', 'PARAMETERS', 'OPTIONAL', 'MEASURES', 'check_parameters', 'coerce_parameter', 'TableSettings',
-           'TableOrigin', 'TableRuns', 'Table', 'open_table', 'transfers_of', 'target_roots', 'table_of',
+           'TableOrigin', 'TableRuns', 'TableStarts', 'Table', 'open_table', 'transfers_of', 'target_roots', 'table_of',
            'collect_runs', 'mean_and_std', 'measured_values', 'published_order', 'tabulate_runs', 'draw_seeds',
            'compare_map', 'in_words', 'differences_to_full', 'add_differences', 'method_rows', 'outside_rows',
-           'training_inputs', 'describe_rows', 'rate_in_words', 'set_in_words', 'budget_in_words', 'Evaluation',
-           'plain_run', 'rank_again', 'evaluate_again', 'rows_of_direction', 'place_of_full', 'share_in_words',
-           'rank_in_words', 'standing_in_words', 'evidence_in_words', 'one_direction', 'both_counts', 'images_per_pair',
-           'explain_total', 'started_from', 'all_runs', 'time_in_words', 'session_rows', 'provenance_table',
-           'write_report', 'to_markdown']
+           'training_inputs', 'setting_name', 'describe_rows', 'rate_in_words', 'set_in_words', 'budget_in_words',
+           'Evaluation', 'plain_run', 'rank_again', 'evaluate_again', 'rows_of_direction', 'place_of_full',
+           'share_in_words', 'rank_in_words', 'standing_in_words', 'evidence_in_words', 'one_direction', 'both_counts',
+           'images_per_pair', 'explain_total', 'started_from', 'all_runs', 'time_in_words', 'session_rows',
+           'provenance_table', 'write_report', 'to_markdown']
 
 # %% ../../nbs/experiments/30_tables.ipynb #cb27accf
 import itertools, tempfile, time
@@ -31,9 +31,8 @@ from ..data.splits import Domain, Split
 from ..evaluation.retrieval import bootstrap_interval
 from upl_reid.experiments.config import (is_outside, load_methods, load_plugins, NETWORK, Preset, PRESETS,
     RunConfig)
-from upl_reid.experiments.records import (archived_runs, ArchivedRun, keep_records, local_folder, noted, place_in_words,
-    RECORDS, related_runs, report_folder, ReportSetting, shown_path,
-    stored_runs, write_setting)
+from .records import (archived_runs, ArchivedRun, keep_records, local_folder, noted, place_in_words,
+    RECORDS, related_runs, report_folder, ReportSetting, shown_path, stored_runs, write_setting)
 from .runs import (describe_environment, features_to_rank, open_domain, plain_scores,
     pretraining_configs, Run, run_paths, score_retrieval, store_root)
 from .workers import get_runs
@@ -126,15 +125,6 @@ class TableRuns(TableOrigin):
         return collect_runs(rows, directions or self.directions, seeds or self.seeds, self.preset, get,
                             network=self.network, roots=self.roots, store=self.store)
 
-    def sourceless(self,
-        rows: dict, # row name -> (method, method_args)
-    ) -> dict: # ("ROW, no source", source, target) -> list of Run, one a seed: the same runs for each source
-        "Rows that start from pretrained weights instead of a source model; none where the table has no such weights."
-        if PRESETS[self.preset].weights == "none" and not self.roots.get("weights"): return {}
-        targets = dict.fromkeys(t for _, t in self.directions)
-        runs = self.runs(rows, directions=[("", t) for t in targets])
-        return {(f"{row}, no source", s, t): runs[row, "", t] for row in rows for s, t in self.directions}
-
     @property
     def archives(self) -> list:
         "Where records are looked for: beside the committed reports, then in the local folder of these parameters."
@@ -146,8 +136,20 @@ class TableRuns(TableOrigin):
         "A domain with its identities, for measuring."
         return open_domain(name, self.preset, self.roots, self.store)
 
+# %% ../../nbs/experiments/30_tables.ipynb #50bfdfc4
+class TableStarts(TableRuns):
+    "The runs of a table that start from pretrained weights alone."
+    def sourceless(self,
+        rows: dict, # row name -> (method, method_args)
+    ) -> dict: # ("ROW, no source", source, target) -> list of Run, one a seed: the same runs for each source
+        "Rows that start from pretrained weights instead of a source model; none where the table has no such weights."
+        if PRESETS[self.preset].weights == "none" and not self.roots.get("weights"): return {}
+        targets = dict.fromkeys(t for _, t in self.directions)
+        runs = self.runs(rows, directions=[("", t) for t in targets])
+        return {(f"{row}, no source", s, t): runs[row, "", t] for row in rows for s, t in self.directions}
+
 # %% ../../nbs/experiments/30_tables.ipynb #c11d3e4f
-class Table(TableRuns):
+class Table(TableStarts):
     "What the notebook of a table works with, made by `open_table`."
     def write(self,
         name: str, # of the files, such as "table4", or "p2lr/table1" below a folder of another paper
@@ -389,6 +391,15 @@ def training_inputs(
               "held-out source people": cls.needs_meta, "a second pretrained network": cls.needs_twin}
     return ", ".join(name for name, given in inputs.items() if given) or "nothing more"
 
+def setting_name(
+    method: str, # registered name
+    args: dict, # of it
+) -> str:
+    "A method with its arguments, for readers."
+    return ", ".join([method, *(f"{k}={v}" for k, v in args.items())])
+
+
+# %% ../../nbs/experiments/30_tables.ipynb #611b8c2b
 def describe_rows(
     rows: dict, # row name -> (method, method_args)
 ) -> pd.DataFrame: # text
@@ -397,8 +408,8 @@ def describe_rows(
     for row, (name, args) in rows.items():
         cls = methods[name]
         first = (cls.__doc__ or "not described").strip().split("\n")[0].split(" Raises `")[0]
-        settings = name + "".join(f", {k}={v}" for k, v in args.items())
-        table.append({"row": row, "method": settings, "what it is": first, "trained on": training_inputs(cls)})
+        table.append({"row": row, "method": setting_name(name, args), "what it is": first,
+                      "trained on": training_inputs(cls)})
     return pd.DataFrame(table)
 
 # %% ../../nbs/experiments/30_tables.ipynb #6323f39e
