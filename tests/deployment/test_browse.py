@@ -205,6 +205,7 @@ def test_a_real_browser_clicks_and_types(served, tmp_path):
         page.goto(address)
         assert page.url == base + "/" and page.title() == "Pictures"                # the token has left the address
         page.click('a[href="/hits/0"]')
+        page.wait_for_url("**/hits/0")                                              # until its pictures are loaded
         headings = page.locator("h2").all_inner_texts()
         assert headings == ["Camera unknown", 'Camera <b>"hall', "Camera yard", "Camera 監控"]
         widths = page.eval_on_selector_all("#hit-1 img", "images => images.map(i => i.naturalWidth)")
