@@ -124,6 +124,9 @@ def test_quality_frame_has_the_last_round_of_pseudo_labels_only(tmp_path):
     assert line["run"] == upl.id and line["configuration"] == 'upl {"moco": false}' and line["mAP"] == 62.5
     assert (line["SC"], line["ARI"], line["noise %"]) == (.3, .4, 25.) and np.isnan(line["DBI"])
     assert list(quality_frame([]).columns) == list(frame.columns)
+    tracked = put(tmp_path, "upl", method_args={"moco": False}, rounds=rounds, tracks=True)
+    assert quality_frame([upl, tracked])["configuration"].tolist() == ['upl {"moco": false}',
+                                                                       'upl {"moco": false} with tracks']
 
 
 # ---- correlation

@@ -104,9 +104,9 @@ ENVIRONMENT = dict(commit="abc", changed=False, hardware="a machine", python="3.
 RNG = np.random.default_rng(0)         # one for all runs, so each has other values
 
 
-def finished(store, method="direct", seed=0, source="plaza", target="campus", rng=RNG, **args):
+def finished(store, method="direct", seed=0, source="plaza", target="campus", rng=RNG, tracks=False, **args):
     """A run directory with all that a table reads."""
-    config = RunConfig("tiny", source, target, method, args, seed)
+    config = RunConfig("tiny", source, target, method, args, seed, tracks=tracks)
     run, ap = Run(config, store/config.id), rng.random(30)
     run.path.mkdir(parents=True)
     rounds = [dict(epoch=e, silhouette=rng.random(), noise_ratio=rng.random(), ece=float("nan")) for e in (1, 2)]
@@ -186,6 +186,15 @@ def test_an_archived_run_is_the_run(tmp_path):
     for ask in (archived.rounds, archived.test_features, archived.encoder):
         with pytest.raises(RunError, match="without -p records true"): ask()
     assert [r.id for r in finished_runs([archived])[0]] == [run.id]
+
+
+def test_archived_runs_with_tracks_are_told_from_those_without(tmp_path):
+    runs = [finished(tmp_path/"runs", "dbscan", tracks=tracks) for tracks in (False, True)]
+    write_setting(tmp_path/"t.json", setting(), [r.id for r in runs])
+    keep_records(tmp_path/RECORDS, runs)
+    archived = archived_runs([r.config for r in runs], [tmp_path/RECORDS], None, tmp_path)
+    found, left_out = finished_runs(archived)
+    assert {r.id: r.config.tracks for r in found} == {runs[0].id: False, runs[1].id: True} and left_out == []
 
 
 def test_values_from_features_are_calculated_once_and_archived(tmp_path):

@@ -1,5 +1,6 @@
 """Reports: parameters cannot be misspelt, differences carry their interval, files are whole."""
 import json, platform
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -172,6 +173,15 @@ def test_collect_keeps_rows_directions_and_seeds_apart(tmp_path):
     for (row, s, t), runs in got.items():
         assert [r.config for r in runs] == [RunConfig("tiny", s, t, "direct", {}, seed) for seed in (0, 1)]
     assert len(got) == 2
+
+
+def test_a_table_asks_for_runs_with_tracks(tmp_path, monkeypatch):
+    monkeypatch.setenv("UPL_REID_RUNS", str(tmp_path))
+    monkeypatch.setattr("upl_reid.experiments.tables.stored_runs", lambda configs, **kwargs: configs)
+    table = open_table({**GIVEN, "source": "plaza", "target": "campus", "seeds": "3"}, set())
+    config = RunConfig("demo", "plaza", "campus", "dbscan", {}, 3)
+    rows, key = {"one": ("dbscan", {})}, ("one", "plaza", "campus")
+    assert table.runs(rows)[key] == [config] and table.runs(rows, tracks=True)[key] == [replace(config, tracks=True)]
 
 
 def test_pretraining_is_that_of_the_same_folders(tmp_path):

@@ -162,6 +162,7 @@ def quality_frame(
         c, m = r.config, r.metrics
         if METHODS[c.method].needs_identities or not m["rounds"]: continue
         name = c.method + (f" {json.dumps(c.method_args, sort_keys=True)}" if c.method_args else "")
+        name += " with tracks"*c.tracks
         about = dict(configuration=name, source=c.source, target=c.target, seed=c.seed, run=r.id, mAP=100*m["mAP"])
         lines.append({**about, **quality_measures(m["rounds"][-1])})
     return pd.DataFrame(lines, columns=["configuration", "source", "target", "seed", "run", "mAP", *QUALITY])

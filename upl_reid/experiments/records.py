@@ -13,6 +13,7 @@ import json, re, sqlite3, zlib
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -265,10 +266,11 @@ def archived_config(
     row: dict, # of `read_archive`
 ) -> RunConfig | None: # None: the present code would not name the run like this
     "The configuration of an archived run, if its identifier is still the one that the configuration gives."
-    args = json.loads(row["method_args"])
-    try: config = RunConfig(row["preset"], row["source"], row["target"], row["method"], args, row["seed"])
+    args, name = json.loads(row["method_args"]), row["id"].partition("-")[0]
+    make = partial(RunConfig, *(row[k] for k in ("preset", "source", "target", "method")), args, row["seed"])
+    try: configs = [make(tracks=t) for t in ([False, True] if row["target"] else [False])]    # not in the archive
     except ConfigError: return None
-    return config if row["id"].partition("-")[0] == config.id else None
+    return next((config for config in configs if config.id == name), None)
 
 def archived_runs(
     configs: list, # of RunConfig

@@ -32,8 +32,9 @@ NOTEBOOKS = (*TABLES, "method_comparison", "figures", "claims", "benchmark_diffi
              "deviations_from_paper") # in the order in which they run
 TIMED = ("table7",) # measures time, so no other notebook runs beside it
 REPORTS = (*TABLES, "method_comparison", "tuning", "fig3", "fig4", "fig8", "claims", "claims_of_other_papers",
-           "benchmark_difficulty", "deviations_from_paper", "combination", "parameters", "label_free_signs",
-           "own_cameras", "photographs", "tracker", "speed", *PAPERS) # in the order in which they are read
+           "benchmark_difficulty", "deviations_from_paper", "combination", "parameters", "label_free_signs", "tracks",
+           "identities", "galleries", "own_cameras", "photographs", "tracker", "speed",
+           *PAPERS) # in the order in which they are read
 
 def report_names(
     reports: Path, # the folder reports/

@@ -118,12 +118,13 @@ class TableRuns(TableOrigin):
         rows: dict, # row name -> (method, method_args)
         seeds: list | None = None, # None: the table's
         directions: list | None = None, # of (source, target); None: the table's
+        tracks: bool = False, # whether pseudo-labels keep to the target's tracks
     ) -> dict: # (row, source, target) -> list of Run, one a seed
         "All runs of some rows: from the store, resumed or trained; with `records`, from the archive of reports."
         get: Callable = partial(stored_runs, device=self.device)
         if self.records: get = partial(archived_runs, archives=self.archives)
         return collect_runs(rows, directions or self.directions, seeds or self.seeds, self.preset, get,
-                            network=self.network, roots=self.roots, store=self.store)
+                            fields={**self.network, "tracks": tracks}, roots=self.roots, store=self.store)
 
     @property
     def archives(self) -> list:
@@ -224,12 +225,12 @@ def collect_runs(
     seeds: list, # of int
     preset: str, # of `PRESETS`
     get: Callable = get_runs, # list of RunConfig -> list of Run: `get_runs`, `stored_runs` or `archived_runs`
-    network: dict | None = None, # fields of `RunConfig` that replace the preset's network
+    fields: dict | None = None, # further fields of `RunConfig`: of the network, and tracks
     **kwargs, # of `get`: device, roots, store
 ) -> dict: # (row, source, target) -> list of Run, one a seed
     "All runs of a table."
     keys = [(row, s, t) for row in rows for s, t in directions]
-    make = partial(RunConfig, preset, **(network or {}))
+    make = partial(RunConfig, preset, **(fields or {}))
     configs = [make(source=s, target=t, method=rows[row][0], method_args=rows[row][1], seed=seed)
                for row, s, t in keys for seed in seeds]
     runs = get(configs, **kwargs)
