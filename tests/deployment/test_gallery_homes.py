@@ -82,6 +82,26 @@ def test_times_that_cannot_be_read_are_neither_early_nor_late(home):
         assert sorted(gallery.paths) == ["c", "d", "f"] and gallery.remove(before="1990-01-01") == 0
 
 
+def test_times_hold_after_every_change(home):
+    rng, x, kept, added = np.random.default_rng(0), people(200), {}, 0
+    with open_gallery(home, 16) as gallery:
+        for step in range(12):
+            rows = range(added, added + 1 + int(rng.integers(12)))
+            given = {f"p{i}": str(rng.choice(["", "noon", f"2026-05-{1 + i % 28:02d}T0{i % 10}:00"])) for i in rows}
+            gallery.add(x[list(rows)], list(given), "c", list(given.values()))
+            kept |= given; added += len(rows)
+            if step % 3 == 2:
+                gone = sorted(rng.choice(sorted(kept), 3, replace=False))
+                gallery.remove(gone)
+                for name in gone: del kept[name]
+            if step % 4 == 3:                                            # another time for the first one
+                first = sorted(kept)[0]
+                gallery.update(x[:1], [first], "c", ["2026-05-20T05:00"])
+                kept[first] = "2026-05-20T05:00"
+            hits = gallery.search(x[:1], 200, since="2026-05-05", until="2026-05-21")
+            assert set(hits.path) == {name for name, time in kept.items() if "2026-05-05" <= time < "2026-05-21"}
+
+
 @pytest.mark.parametrize("arguments, gone", [
     (dict(paths="p4"), lambda i: i == 4), (dict(paths=["p4", "p5", "p4"]), lambda i: i in (4, 5)),
     (dict(cameras="c1"), lambda i: i % 3 == 1), (dict(identities=["who0", "who5"]), lambda i: i//10 in (0, 5)),

@@ -266,6 +266,7 @@ class EmptyRows:
         self._codes = GrowingArray(np.empty(0, np.int32))
         self.paths: list[str] = []
         self.times: list[str] = []
+        self._moments = GrowingArray(np.empty((0, 2)))          # of the first times, once a search has asked
         self.digests: list[str] = []                            # of the files, empty: unknown
         self.identities: list[str] = []                         # names of people, empty: unknown
         self.cameras: dict[str, int] = {}                       # name -> number
@@ -376,13 +377,18 @@ def checked_moment(
 # %% ../../nbs/deployment/30_gallery.ipynb #732e9e43
 class GalleryFilter(GalleryTable):
     "Which vectors are of some cameras and of a time."
+    def _read_moments(self):
+        "Whether each time is a date (NaN: neither date nor number), and its value: (N, 2). Times are read once."
+        new = [moment(time) or (np.nan, np.nan) for time in self.times[self._moments.count:]]
+        if new: self._moments.append(np.array(new, np.float64))
+        return self._moments.values
+
     def _in_time(self, since=None, until=None):
         "A mask of the entries with since <= time < until; an entry without a readable time is not among them."
         limits = [(what, checked_moment(t, what)) for what, t in (("since", since), ("until", until)) if t is not None]
-        found, good = [moment(time) for time in self.times], np.ones(len(self), bool)
+        (are_dates, times), good = self._read_moments().T, np.ones(len(self), bool)
         for what, (dated, limit) in limits:
-            good &= [m is not None and m[0] == dated and (m[1] >= limit if what == "since" else m[1] < limit)
-                     for m in found]
+            good &= (are_dates == dated) & (times >= limit if what == "since" else times < limit)
         return good
 
     def _among(self, cameras, since, until):
@@ -528,7 +534,9 @@ class GalleryKeep(GrowingGallery):
     def _keep(self, rows):
         "Keep only these rows (a mask), in new arrays and with a new index."
         x, names = self.vectors[rows], self.columns(np.flatnonzero(rows))
+        moments = self._moments.values[rows[:self._moments.count]]
         self._clear()
+        self._moments.append(moments)
         self.removals += 1
         if len(x): self._append(x, names)
         if len(self) > EXACT: self._build_index()
