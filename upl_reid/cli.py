@@ -13,8 +13,8 @@ __all__ = ['core', 'MARK', 'PRESET_NAMES', 'CROPS', 'MODEL', 'DEVICE', 'PATTERN'
            'gallery_notes', 'gallery_to_write', 'measure_gallery', 'index_crops', 'index_parquet', 'threshold_lines',
            'index', 'entry_name', 'check_forget', 'forget_notes', 'forget', 'as_lines', 'own_camera', 'Asked',
            'tracks_to_search', 'search', 'browse', 'is_identities', 'identities', 'tasks', 'is_tasks', 'is_labels',
-           'labels', 'export', 'run', 'records', 'reports', 'argument', 'as_path', 'make_parser', 'print_text',
-           'to_json_value', 'warning_line', 'main']
+           'labels', 'export', 'run', 'named_folders', 'records', 'reports', 'argument', 'as_path', 'make_parser',
+           'print_text', 'to_json_value', 'warning_line', 'main']
 
 # %% ../nbs/cli.ipynb #98318773
 import argparse, json, math, numbers, os, shlex, shutil, sys, tempfile, warnings
@@ -1187,6 +1187,19 @@ def run(
     return dict(run=done.id, path=str(done.path), metrics=done.metrics), f"{done}: {score}, in {done.path}", 0
 
 # %% ../nbs/cli.ipynb #8a628dfd
+def named_folders(
+    given: list, # of NAME=FOLDER
+) -> dict: # name -> list of folders
+    "Folders of domains. Raises `ConfigError` for a text of another form, or a folder that is not there."
+    out: dict[str, list] = {}
+    for text in given:
+        name, equals, folder = text.partition("=")
+        place = core.given_path(folder)
+        if not (name and equals and folder and place.is_dir()):
+            raise core.ConfigError(f"--data {text} does not name a folder; write it as in --data market1501=FOLDER")
+        out.setdefault(name, []).append(place)
+    return out
+
 def records(
     a: argparse.Namespace, # parsed arguments
 ) -> tuple: # dict for JSON, text, exit code
@@ -1194,9 +1207,13 @@ def records(
     missing = [str(path) for path in a.archives if not path.is_file()]
     if missing: raise core.ConfigError(f"no file {missing[0]}; give a records.sqlite that this command wrote elsewhere")
     store = experiments.store_root()
-    facts = experiments.pack_store(store, a.archives)
+    facts = experiments.pack_store(store, a.archives, named_folders(a.data), [deployment.note_trust],
+                                   lambda line: print(line, file=sys.stderr, flush=True))
     lines = [f"{facts['records']:,} run{'s'*(facts['records'] != 1)} in {store/experiments.RECORDS}"]
     if facts["left_out"]: lines += [f"left out, since their config.json cannot be read: {', '.join(facts['left_out'])}"]
+    if facts["without_images"]:
+        lines += ["with plain scores only, since their images were not found (say where with --data NAME=FOLDER): "
+                  + ", ".join(facts["without_images"])]
     return dict(facts, file=str(store/experiments.RECORDS)), "\n".join(lines), 0
 
 # %% ../nbs/cli.ipynb #d7fe2ae2
@@ -1360,7 +1377,9 @@ COMMANDS: dict[Callable, tuple] = {
     run: (*TRAINING, argument("--target", default="campus", help="domain without labels"),
           argument("--target-root", default="", help="its folder, for real data"),
           argument("--method", default="upl", help="a registered method, or pretrain for stage 1 alone")),
-    records: (argument("archives", nargs="*", type=as_path, metavar="FILE", help="records.sqlite of another store"),),
+    records: (argument("archives", nargs="*", type=as_path, metavar="FILE", help="records.sqlite of another store"),
+              argument("--data", action="append", metavar="NAME=FOLDER", default=[],
+                       help="a folder of images that runs used, if it is not in the store; may be given again")),
     reports: REPORTS,
 }
 

@@ -293,8 +293,8 @@ def test_records_of_stores_are_merged(tmp_path):
     score = runs[0].metrics["mAP"]
     (two/"odd").mkdir()
     (two/"odd"/"metrics.json").write_text("{}")
-    assert pack_store(one) == dict(records=2, left_out=[])                         # the run and its pretraining
-    assert pack_store(two, [one/RECORDS]) == dict(records=4, left_out=["odd"])
+    assert pack_store(one) == dict(records=2, left_out=[], without_images=[])      # the run and its pretraining
+    assert pack_store(two, [one/RECORDS]) == dict(records=4, left_out=["odd"], without_images=[])
     content = (two/RECORDS).read_bytes()
     assert pack_store(two)["records"] == 4 and (two/RECORDS).read_bytes() == content
     rate = camera_rate(runs[0], open_domain("campus", "tiny", None, one).train)

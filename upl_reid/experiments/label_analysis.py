@@ -8,11 +8,13 @@ __all__ = ['QUALITY', 'FEWEST', 'quality_measures', 'spaced_rounds', 'quality_ta
            'bootstrap_rows', 'check_correlation_input', 'correlation_table', 'correlation_in_words',
            'normalised_entropy', 'relabel_round', 'entropy_scores', 'label_agreement', 'partner_shares',
            'effective_share', 'label_facts', 'most_seen', 'check_people', 'choose_queries', 'top_matches',
-           'preview_figure', 'camera_rate', 'finished_in', 'add_notes', 'pack_store']
+           'preview_figure', 'camera_rate', 'finished_in', 'marked_domains', 'target_of', 'add_notes', 'note_run',
+           'pack_store']
 
 # %% ../../nbs/experiments/50_label_analysis.ipynb #d4218e7b
-import io, json
-from collections.abc import Iterable
+import io, json, time
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 
 from PIL import Image
@@ -29,15 +31,16 @@ import torch.nn.functional as F
 from ..components.mixup import choose_among
 from ..components.uncertainty import entropy
 from ..core import ConfigError, DataError, seed_for, to_numpy
+from ..data.benchmarks import load_domain
 from ..data.image_bank import ImageBank, plan_batches
 from ..data.splits import Domain, Split
 from ..evaluation.calibration import pseudo_label_correct, pseudo_label_ece
 from ..evaluation.clusters import cluster_quality, same_camera_neighbour_rate
 from ..evaluation.retrieval import unit_distances
-from .config import RunConfig
+from .config import PRESETS, RunConfig
 from upl_reid.experiments.records import (archived_config, ArchivedRun, merge_rows, noted, read_archive, record_of,
-    RECORDS)
-from .runs import open_domain, Run, WAYS_TO_RANK
+    pack, RECORDS, unpack)
+from .runs import domain_fingerprint, open_domain, Run, WAYS_TO_RANK
 from .tables import mean_and_std, rank_again
 from ..methods.upl import HybridLabels, MIXTURE, mixture_labels
 from ..training.loop import embed_bank, unpack_labels
@@ -434,26 +437,70 @@ def finished_in(
     return runs, unread
 
 
-# %% ../../nbs/experiments/50_label_analysis.ipynb #b1cfd8c2
+# %% ../../nbs/experiments/50_label_analysis.ipynb #7d1a90c2
+def marked_domains(
+    name: str, # of a domain
+    store: Path, # networks that were drawn lie in its folder `data`
+    folders: Iterable[Path] = (), # others that may hold the domain
+    tracks: bool = False, # whether tracks count
+) -> dict: # fingerprint, as in a run's name -> Domain
+    "The domains of one name in given folders and below a store."
+    found = [load_domain(name, folder) for folder in [*folders, *sorted((store/"data").glob(f"*/{name}"))]]
+    return {domain_fingerprint(domain, store/"digests.sqlite", tracks=tracks): domain for domain in found}
+
+def target_of(
+    run: Run, # finished
+    store: Path, # embedded networks are drawn there
+    marked: Callable[[str, bool], dict], # name, whether tracks count -> `marked_domains`
+) -> Domain | None: # None: a folder that the run was given is not among the marked ones
+    "The domain that a run has adapted to."
+    c, marks = run.config, run.id.split("-")[1:]
+    given = [found[mark] for found in [marked(c.target, c.tracks)] for mark in marks if mark in found] if marks else []
+    if given: return given[0]
+    unknown = set(marks) - {"imagenet"} - set(marked(c.source, False) if marks and c.source else {})
+    if unknown or c.target not in PRESETS[c.preset].networks: return None
+    return open_domain(c.target, c.preset, None, store)
+
+# %% ../../nbs/experiments/50_label_analysis.ipynb #f520d238
 def add_notes(
-    run: Run, # finished, on embedded networks
-    store: Path, # where these are drawn
+    run: Run, # finished
+    domain: Domain, # its target
 ) -> None:
     "Calculate what tables need of a run's features; its record keeps it."
-    domain = open_domain(run.config.target, run.config.preset, None, store)
     for how in WAYS_TO_RANK: rank_again(run, domain, how)
     if any("labels.soft" in last for last in run.rounds(1)): label_facts(run, domain.train)
     if run.config.method == "direct": camera_rate(run, domain.train)
 
+def note_run(
+    run: Run, # finished
+    domain: Domain, # its target
+    more: Iterable[Callable], # of (run, domain), as `add_notes`
+    known: dict, # row of the run's record, or empty
+) -> list: # names of the notes that were calculated
+    "Give a run the notes of its record, and calculate those that are missing."
+    before = unpack(known["notes"]) if known else {}
+    run.__dict__["notes"] = dict(before)
+    for add in (add_notes, *more): add(run, domain)
+    return sorted(set(run.__dict__["notes"]) - set(before))
+
+# %% ../../nbs/experiments/50_label_analysis.ipynb #b1cfd8c2
 def pack_store(
     store: Path, # of runs
     archives: Iterable[Path] = (), # further files of records, of other machines
-) -> dict: # number of records, and names of folders left out because their configuration cannot be read
+    roots: dict | None = None, # domain -> folders that runs of this store may have used
+    more: Iterable[Callable] = (), # of (run, domain): what else a record keeps, as `add_notes`
+    say: Callable = lambda line: None, # is given a line for each run that something was calculated for
+) -> dict: # number of records; folders left out, since their configuration cannot be read; runs without their images
     "Write the records of a store's finished runs, and those of other archives, into the store."
+    merge_rows(store/RECORDS, [row for path in archives for row in read_archive(path).values()])
     known, (runs, unread) = read_archive(store/RECORDS), finished_in(store)
-    new = [run for run in runs if run.id not in known]
-    for run in new:
-        if run.config.target and "-" not in run.id: add_notes(run, store)
-    others = [row for path in archives for row in read_archive(path).values()]
-    merge_rows(store/RECORDS, [*others, *map(record_of, new)])
-    return dict(records=len(read_archive(store/RECORDS)), left_out=unread)
+    marked, without = cache(lambda name, tracks: marked_domains(name, store, (roots or {}).get(name, ()), tracks)), []
+    for i, run in enumerate(runs, 1):
+        start, new = time.monotonic(), []
+        tested = run.config.target and "mAP" in run.metrics
+        domain = target_of(run, store, marked) if tested else None
+        if domain: new = note_run(run, domain, more, known.get(run.id, {}))
+        elif tested and not unpack(known.get(run.id, {}).get("notes", pack({}))): without.append(run.id)
+        if new or run.id not in known: merge_rows(store/RECORDS, [record_of(run)])
+        if new: say(f"run {i} of {len(runs)}, {run}: {len(new)} values, {time.monotonic() - start:.0f} s")
+    return dict(records=len(read_archive(store/RECORDS)), left_out=unread, without_images=without)

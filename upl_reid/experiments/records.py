@@ -253,8 +253,9 @@ class ArchivedRun(Run):
 
     def lacks(self, what: str) -> RunError:
         place = shown_path(self.archive)
-        return RunError(f"{self} is read from {place}, which has no {what}; train it anew: without -p records true, "
-                        f"or with {RECORDS} taken out of the store")
+        return RunError(f"{self} is read from {place}, which has no {what}; write the record again with `upl-reid "
+                        "records` where the run's folder is, or train it anew: without -p records true, or with "
+                        f"{RECORDS} taken out of the store")
 
     def rounds(self, last: int = 0) -> list: raise self.lacks("features of clusterings")
     def round_at(self, at: int) -> dict: raise self.lacks("features of clusterings")
