@@ -10,6 +10,7 @@ from PIL import Image
 from upl_reid.cli import main
 from upl_reid.components.encoder import build_encoder
 from upl_reid.data.own_crops import list_images
+from upl_reid.deployment.browse import confirm_pair
 from upl_reid.deployment.embedder import Embedder
 from upl_reid.deployment.match_calibration import Calibration, RATES
 
@@ -93,6 +94,47 @@ def test_known_names_are_kept_and_new_ones_added(home, capsys, tmp_path):
     said(capsys, *given, "--known", tmp_path/"who.csv")                 # the table that it replaces
     later = {tuple(r["path"].split("/")[1:]): r["identity"] for r in rows_of(tmp_path/"who.csv")}
     assert len(later) == 32 and all(later[k] == n for k, n in who.items() if n != "unknown")
+
+
+def test_answers_are_kept_to(home, capsys, tmp_path):
+    given, out = (home/"model.safetensors", home/"crops"), tmp_path/"who.csv"
+    said(capsys, *given, out, "--rate", .1)
+    plain = {str(home/"crops"/r["path"].split("crops/")[1]): r["identity"] for r in rows_of(out)}
+    paths = sorted(plain)
+    a = next(p for p in paths if plain[p] != "unknown")
+    b = next(p for p in paths if p != a and plain[p] == plain[a])                # together: rejected
+    c = next(p for p in paths if plain[p] != plain[a])                           # apart: confirmed
+    answers = tmp_path/"g.pairs.sqlite"
+    confirm_pair(answers, a, b, False); confirm_pair(answers, a, c, True); confirm_pair(answers, a, "/else.jpg", True)
+    code, text, err = said(capsys, *given, out, "--rate", .1, "--answers", answers, "--json")
+    facts, now = json.loads(text), {str(home/"crops"/r["path"].split("crops/")[1]): r["identity"] for r in rows_of(out)}
+    assert code == 0 and facts["answers"] == dict(same=1, different=1, left_out=1, doubled_tracks=0)
+    assert "answers: 1 pairs are one person, 1 are two; 1 left out" in err
+    assert now[a] == now[c] != "unknown" and now[b] != now[a]
+    (tmp_path/"known.csv").write_text(f'path,identity\n"{a}",Ann\n"{b}",Ann\n', encoding="utf-8")
+    before = out.read_bytes()
+    code, text, err = said(capsys, *given, out, "--answers", answers, "--known", tmp_path/"known.csv")
+    assert code == 1 and "are two people by an answer" in err and "withdraw the answer" in err
+    assert out.read_bytes() == before
+    confirm_pair(answers, b, c, True)
+    code, text, err = said(capsys, *given, out, "--answers", answers)
+    assert code == 1 and "are rejected as one person, and other answers or a track confirm it" in err
+    other = tmp_path/"other.pairs.sqlite"
+    confirm_pair(other, "/x.jpg", "/y.jpg", True)
+    assert "none of 1 answers in" in said(capsys, *given, out, "--answers", other)[2]
+    assert "there are no answers in" in said(capsys, *given, out, "--answers", tmp_path/"none.safetensors")[2]
+
+
+def test_a_new_crop_takes_the_name_of_a_known_one_that_an_answer_confirms(home, capsys, tmp_path):
+    draw(tmp_path/"crops", [3], CAMERAS[:1], each=2)
+    new, old = tmp_path/"crops"/CAMERAS[0]/"p3t3f0.png", home/"crops"/"庭"/"p5t5f0.png"
+    (tmp_path/"known.csv").write_text(f"path,identity\n{old},佐藤\n", encoding="utf-8")
+    answers = tmp_path/"g.pairs.sqlite"
+    confirm_pair(answers, str(old), str(new), True)
+    code, text, err = said(capsys, home/"model.safetensors", tmp_path/"crops", tmp_path/"who.csv", "--known",
+                           tmp_path/"known.csv", "--answers", answers)
+    who = {r["path"].split("/")[-1]: (r["identity"], float(r["confidence"] or 0)) for r in rows_of(tmp_path/"who.csv")}
+    assert code == 0 and who["p3t3f0.png"] == ("佐藤", 1.)
 
 
 def test_a_gallery_and_parquet(home, capsys, tmp_path):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['core', 'MARK', 'PRESET_NAMES', 'CROPS', 'MODEL', 'DEVICE', 'PATTERN', 'METHOD', 'NETWORK', 'TRAINING', 'SEARCH',
-           'GALLERY', 'INDEX', 'FORGET', 'BROWSE', 'REPORTS', 'ADAPTING', 'NAMING', 'TASKS', 'LABELS', 'COMMANDS',
-           'EXAMPLES', 'has_mark', 'has_page_mark', 'has_metadata', 'check_out', 'show_bars', 'check', 'synth',
-           'choose_network', 'watcher', 'pretrain', 'crops_for_card', 'answers_to_use', 'answers_in_words',
+           'GALLERY', 'INDEX', 'FORGET', 'BROWSE', 'REPORTS', 'ANSWERS', 'ADAPTING', 'NAMING', 'TASKS', 'LABELS',
+           'COMMANDS', 'EXAMPLES', 'has_mark', 'has_page_mark', 'has_metadata', 'check_out', 'show_bars', 'check',
+           'synth', 'choose_network', 'watcher', 'pretrain', 'crops_for_card', 'answers_to_use', 'answers_in_words',
            'compare_starts', 'checked_crops', 'adapt', 'count_matches', 'measure_retrieval', 'leave_one_out',
            'evaluate', 'same_model', 'file_marks', 'named_images', 'entries_of', 'is_changed', 'images_to_embed',
            'name_people', 'build_gallery', 'count_images', 'left_out_lines', 'file_is_gone', 'gone_entries',
@@ -244,13 +244,16 @@ def answers_to_use(
     table = data.write_answers(rows, folder/f"{found.mark}.answers.csv")
     experiments.target_answers(config, domain, dict(answers=table))      # raises if none of them is used
     links = training.target_links(domain.train.withhold(), a.tracks, found)
-    doubled = sum(links.people[links.tracks == x][0] == links.people[links.tracks == y][0] for x, y in links.apart)
     counts = dict(same=int(found.same.sum()), different=int((~found.same).sum()), left_out=found.left_out,
-                  doubled_tracks=int(doubled))
+                  doubled_tracks=_doubled(links))
     print(answers_in_words(counts), file=sys.stderr, flush=True)
     return table, counts
 
 # %% ../nbs/cli.ipynb #d28e1b59
+def _doubled(links):
+    "How many pairs of tracks at the same time are one person by answers."
+    return int(sum(links.people[links.tracks == x][0] == links.people[links.tracks == y][0] for x, y in links.apart))
+
 def answers_in_words(
     counts: dict, # of `answers_to_use`
 ) -> str:
@@ -1059,22 +1062,47 @@ def _known_elsewhere(
     note = f"{len(bad):,} of {len(known):,} known crops cannot be read and are not compared with; first: "
     return (embedder.embed(pixels) if pixels else [], names), [note + bad[0]] if bad else []
 
+# %% ../nbs/cli.ipynb #answersc
+def _answers_about(a, paths, known):
+    "The answers of `--answers` about some crops, or about one of them and a known one; how many are about others."
+    answers = list(deployment.answers_about(a.answers)[["first", "second", "same"]].itertuples(index=False))
+    here = set(map(core.absolute_name, paths))
+    pairs = [{core.absolute_name(row[0]), core.absolute_name(row[1])} for row in answers]
+    rows = [row for row, pair in zip(answers, pairs) if pair & here and pair <= here | {*known}]
+    if rows: return rows, len(answers) - len(rows)
+    raise core.DataError(f"none of {len(answers):,} answers in {a.answers} is about these crops; give the answers "
+                         "about them, or leave --answers out")
+
+# %% ../nbs/cli.ipynb #answersd
+def _answered(a, paths, links, given, known):
+    "Links, names, names that crops do not have, and counts, with `--answers`. Raises `DataError` if they do not fit."
+    if not a.answers: return links, given, [], None
+    rows, left_out = _answers_about(a, paths, known)
+    found = data.find_answers(paths, rows)
+    given, barred = deployment.names_by_answers(paths, given, rows, {path: who for path, (who, _) in known.items()})
+    links = components.answer_links(links, found.pairs, found.same, paths)
+    same = sum(bool(row[2]) for row in rows)
+    counts = dict(same=same, different=len(rows) - same, left_out=left_out, doubled_tracks=_doubled(links))
+    print(answers_in_words(counts), file=sys.stderr, flush=True)
+    return links, list(deployment.agree_names(given, links, paths)), barred, counts
+
 # %% ../nbs/cli.ipynb #7ff37168
-def _named_crops(gallery, seen, known, embedder, rate):
-    "Paths, cameras and tracks of a gallery's crops in the order of their paths, their identities, sentences."
+def _named_crops(a, gallery, seen, known, embedder):
+    "Paths, cameras and tracks of a gallery's crops in the order of their paths, their identities, sentences, answers."
     import numpy as np
     order = sorted(range(len(gallery)), key=lambda i: gallery.paths[i])
     columns = gallery.columns(order)
     paths, cameras, codes = columns["path"], columns["camera"], np.asarray(gallery.codes)[order]
     tracks, times = ([seen.get(p, ("", ""))[i] for p in paths] for i in (0, 1))
     numbers, seconds = data.track_numbers(codes.tolist(), tracks), np.array([data.seconds_of_text(t) for t in times])
-    links = components.find_links(numbers, codes, seconds) if any(tracks) else None
-    others, notes = _known_elsewhere(known, set(paths), embedder)
+    links = components.find_links(numbers, codes, seconds) if any(tracks) or a.answers else None
     given = [known.get(p, ("", 1.)) for p in paths]
-    found = deployment.identify(gallery.vectors[order], codes, gallery.calibration, rate, links,
-                                [who for who, _ in given], others, [who for who, _ in known.values()])
+    links, names, barred, answers = _answered(a, paths, links, [who for who, _ in given], known)
+    others, notes = _known_elsewhere(known, set(paths), embedder)
+    found = deployment.identify(gallery.vectors[order], codes, gallery.calibration, a.rate, links, names, others,
+                                [who for who, _ in known.values()], barred)
     found.confidence[[bool(who) for who, _ in given]] = [sure for who, sure in given if who]
-    return paths, cameras, tracks if any(tracks) else None, found, notes
+    return paths, cameras, tracks if any(tracks) else None, found, notes, answers
 
 # %% ../nbs/cli.ipynb #b436f1d5
 def identities(
@@ -1086,13 +1114,13 @@ def identities(
     deployment.rate_threshold(embedder.calibration, a.rate)              # raises before any work is done
     known = deployment.read_known(a.known) if a.known else {}
     gallery, seen, bad = _crops_to_name(a, embedder)
-    paths, cameras, tracks, found, notes = _named_crops(gallery, seen, known, embedder, a.rate)
+    paths, cameras, tracks, found, notes, answers = _named_crops(a, gallery, seen, known, embedder)
     deployment.write_identities(out, paths, cameras, found, tracks)
     unknown, notes = found.names.count(deployment.UNKNOWN), [*found.notes, *notes]
     people = len({*found.names} - {deployment.UNKNOWN})
     old = {who for who, _ in known.values()}
     facts = dict(out=str(out), crops=len(paths), identities=people, unknown=unknown, left_out=bad, notes=notes,
-                 known=sum(who in old for who in found.names))
+                 known=sum(who in old for who in found.names), **({"answers": answers} if answers else {}))
     text = f"{len(paths):,} crops: {people:,} identities, {unknown:,} crops unknown, in {out}"
     if known: text += f"; {facts['known']:,} crops have names of {a.known}"
     return facts, "\n".join([text, *left_out_lines(bad), *(f"note: {n}" for n in notes)]), 3 if bad or notes else 0
@@ -1326,19 +1354,21 @@ REPORTS = (
      argument("--page", action="store_true", help="run nothing, write the page from existing reports")])
 
 # %% ../nbs/cli.ipynb #dec71518
+ANSWERS = argument("--answers", default="", metavar="GALLERY", help="use the pairs that were accepted and rejected in "
+                                                          "upl-reid browse: the gallery, or the file of --pairs")
 ADAPTING = (
     CROPS, argument("out", help="model file to write, .safetensors"), *TRAINING, PATTERN, METHOD,
     argument("--skip-unreadable", action="store_true", help="leave out files that cannot be read"),
     argument("--tracks", action="store_true", help="use the crops' tracks: one track is one person, two at the same "
-                                                   "time in one camera are two"),
-    argument("--answers", default="", metavar="GALLERY", help="use the pairs that were accepted and rejected in "
-                                                              "upl-reid browse: the gallery, or the file of --pairs"))
+                                                   "time in one camera are two"), ANSWERS)
+
+# %% ../nbs/cli.ipynb #answerse
 NAMING = (
     MODEL, argument("root", help="folder or table of crops, or gallery file"),
     argument("out", help="table to write, .csv or .parquet"), DEVICE, PATTERN,
     argument("--rate", type=float, default=.01, help="share of strangers' crops that may get a known name"),
     argument("--known", metavar="TABLE", help="table of an earlier call, or with columns path and identity: its names "
-                                              "are kept, new ones are added"))
+                                              "are kept, new ones are added"), ANSWERS)
 
 # %% ../nbs/cli.ipynb #3577cb36
 TASKS = (

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from upl_reid.components.tracks import find_links
+from upl_reid.components.tracks import answer_links, find_links
 from upl_reid.core import ConfigError, DataError
 from upl_reid.deployment import identities as I
 from upl_reid.deployment.identities import Identities, UNKNOWN
@@ -270,3 +270,116 @@ def test_groups_are_those_of_the_clustering_of_adaptation():
     ways = global_ways(possible_scales(), center=True, eps=.5)
     best = choose_clustering(ways, torch.tensor(x), torch.tensor(camids))[0]
     assert I.group_crops(x, camids).tolist() == ways[best](torch.tensor(x), torch.tensor(camids)).tolist()
+
+
+# ---------------------------------------------------------------- answers about pairs
+
+def told_pairs(rng, pids, count):
+    "Pairs of crops and what their true identities say."
+    pairs = np.unique(np.sort(rng.integers(0, len(pids), (count, 2)), 1), axis=0)
+    pairs = pairs[pairs[:, 0] < pairs[:, 1]]
+    return pairs, pids[pairs[:, 0]] == pids[pairs[:, 1]]
+
+
+def keeps(names, pairs, same):
+    "Whether names keep to all answers, in a loop."
+    return all(names[a] == names[b] != UNKNOWN if s else names[a] != names[b] or names[a] == UNKNOWN
+               for (a, b), s in zip(pairs, same))
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("with_tracks", [False, True], ids=["alone", "with-tracks"])
+def test_identities_keep_to_all_answers(seed, with_tracks):
+    rng = np.random.default_rng(seed)
+    x, pids, camids = crowd(noise=.45, seed=seed)                        # people that are confused without answers
+    tracks = np.where(rng.random(len(pids)) < .5, 3*pids + camids, -1) if with_tracks else np.full(len(pids), -1)
+    pairs, same = told_pairs(rng, pids, 60)
+    given = np.where(rng.random(len(pids)) < .1, [f"who {p}" for p in pids], "")
+    links = answer_links(find_links(tracks, camids), pairs, same)
+    found = I.identify(x, camids, TOLD, .1, links, given, others=(x[pids == 0][:2], ["who 0"]*2))
+    assert keeps(found.names, pairs, same)
+    assert all(name == who for name, who in zip(found.names, given) if who)
+    assert np.isnan(found.confidence).tolist() == [name == UNKNOWN for name in found.names]
+
+
+def test_without_answers_they_would_be_broken_and_identities_worse():
+    broken, quality = 0, []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        x, pids, camids = crowd(noise=.45, seed=seed)
+        pairs, same = told_pairs(rng, pids, 60)
+        links = answer_links(find_links([-1]*len(x), camids), pairs, same)
+        names = [I.identify(x, camids, TOLD, .1, given).names for given in (None, links)]
+        broken += not keeps(names[0], pairs, same)
+        quality.append([list(I.pair_quality(found, pids, camids).values())[:2] for found in names])
+    without, told = np.nanmean(quality, 0)
+    assert broken == 20 and (told > without).all()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_known_identities_under_answers_against_loops(seed):
+    rng = np.random.default_rng(seed)
+    people = np.repeat(np.arange(12), 2)
+    x, means = np.repeat(rng.normal(size=(12, 4)), 2, 0), rng.normal(size=(5, 4))
+    two, least = rng.integers(0, 14, (10, 2)), -.5
+    two = two[two[:, 0] != two[:, 1]]
+    barred = {int(p): set(rng.integers(0, 5, 2).tolist()) for p in rng.integers(0, 12, 4)}
+    position, cosine = I.best_allowed(x, means, least, people, two, barred)
+    plain = I.best_known(x, means, least)
+    about = {*two.ravel().tolist(), *barred}
+    has: dict = {}
+    while True:                                                          # the best allowed pair, again and again
+        allowed = [(float(x[2*p] @ means[k]), -p, -k) for p in range(12) for k in range(5)
+                   if p in about and p not in has and x[2*p] @ means[k] >= least and k not in barred.get(p, ())
+                   and not any(has.get(int(b if a == p else a)) == k for a, b in two if p in (a, b))]
+        if not allowed: break
+        _, p, k = max(allowed)
+        has[-p] = -k
+    for i, p in enumerate(people.tolist()):
+        if p not in about: assert (position[i], cosine[i]) == (plain[0][i], plain[1][i])
+        else:
+            assert position[i] == has.get(p, -1)
+            assert cosine[i] == pytest.approx(x[i] @ means[has[p]] if p in has else -1.)
+
+
+def test_a_confirmed_crop_that_fits_badly_stays_with_its_person():
+    x, pids, camids = crowd(people=3)
+    x, camids = np.concatenate([x, np.linalg.svd(x)[2][-1:]]), np.r_[camids, 1]     # like none of the others
+    assert I.identify(x, camids, TOLD, .01).names[-1] == UNKNOWN
+    links = answer_links(find_links([-1]*len(x), camids), [[0, len(x) - 1]], [True])
+    found = I.identify(x, camids, TOLD, .01, links)
+    assert found.names[-1] == found.names[0] == found.names[1]
+    apart = answer_links(find_links([-1]*len(x), camids), [[0, 1]], [False])
+    names = I.identify(x, camids, TOLD, .01, apart).names
+    assert names[0] != names[1] and UNKNOWN in (names[0], names[1])
+
+
+def test_names_that_contradict_answers_are_one_sentence():
+    links = lambda pairs, same: answer_links(find_links([-1]*4, [0]*4), pairs, same)
+    called = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    assert I.agree_names(["Ann", "", "", "Ben"], links([[0, 1], [1, 2]], [True, True]), called).tolist() == [
+        "Ann", "Ann", "Ann", "Ben"]
+    assert I.agree_names(["Ann", "", "", ""], None, called).tolist() == ["Ann", "", "", ""]
+    for names, pairs, same, words in (
+            (["Ann", "", "Ben", ""], [[0, 1], [1, 2]], [True, True],
+             r"a.jpg \('Ann'\) and c.jpg \('Ben'\) are confirmed"),
+            (["Ann", "Ann", "", ""], [[0, 1]], [False], r"a.jpg \('Ann'\) and b.jpg \('Ann'\) are two people"),
+            (["Ann", "", "", "Ann"], [[0, 1], [1, 3]], [True, False], "are two people by an answer")):
+        with pytest.raises(DataError, match=words) as caught: I.agree_names(names, links(pairs, same), called)
+        assert "\n" not in str(caught.value) and "withdraw the answer" in str(caught.value)
+
+
+def test_answers_about_known_crops_elsewhere():
+    paths, known = ["/n/a.jpg", "/n/b.jpg", "/n/c.jpg"], {"/old/x.jpg": "Ann", "/old/y.jpg": "Ben", "/n/c.jpg": "Cem"}
+    rows = [("/n/a.jpg", "/old/x.jpg", True), ("/old/y.jpg", "/n/b.jpg", False), ("/n/a.jpg", "/n/c.jpg", False),
+            ("/old/x.jpg", "/old/y.jpg", False), ("/n/a.jpg", "/who/knows.jpg", True)]
+    assert I.names_by_answers(paths, ["", "", "Cem"], rows, known) == (["Ann", "", "Cem"], [(1, "Ben")])
+    for more, words in ((("/n/a.jpg", "/old/y.jpg", True), "a.jpg is 'Ann', and an answer confirms it as 'Ben'"),
+                        (("/n/a.jpg", "/old/x.jpg", False), "a.jpg is 'Ann', and an answer rejects it as 'Ann'")):
+        with pytest.raises(DataError, match=words): I.names_by_answers(paths, ["", "", ""], [*rows, more], known)
+    x, pids, camids = crowd(people=2, cameras=2, each=2)
+    links = answer_links(find_links([-1]*8, camids), [], [])
+    old = (x[:2], ["Ann"]*2)
+    assert I.identify(x[2:], camids[2:], TOLD, .1, links.among(np.arange(2, 8)), others=old).names[:2] == ["Ann"]*2
+    barred = I.identify(x[2:], camids[2:], TOLD, .1, links.among(np.arange(2, 8)), others=old, barred=[(0, "Ann")])
+    assert barred.names[0] != "Ann" and barred.names[1] == "Ann"

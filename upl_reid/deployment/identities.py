@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['UNKNOWN', 'group_crops', 'member_cosines', 'Threshold', 'rate_threshold', 'identity_means', 'natural_key',
-           'best_known', 'new_names', 'settle_groups', 'Identities', 'identify', 'relative_name', 'write_identities',
-           'identity_rows', 'read_known', 'pair_quality', 'open_set_quality', 'nearest_crops', 'linked_crops']
+           'best_known', 'new_names', 'settle_groups', 'agree_names', 'names_by_answers', 'best_allowed', 'Identities',
+           'identify', 'relative_name', 'write_identities', 'identity_rows', 'read_known', 'pair_quality',
+           'open_set_quality', 'nearest_crops', 'linked_crops']
 
 # %% ../../nbs/deployment/50_identities.ipynb #1fab8aef
 import csv, io, os, re
@@ -16,8 +17,8 @@ from typing import Any, Sequence
 import numpy as np
 import torch
 
-from ..components.tracks import TrackLinks
-from ..core import ConfigError, count_pairs, DataError, given_path, printable_text, write_atomic
+from ..components.tracks import AnswerLinks, own_clusters, track_means, TrackLinks
+from ..core import absolute_name, ConfigError, count_pairs, DataError, given_path, printable_text, write_atomic
 from .match_calibration import Calibration, RATES
 
 # %% ../../nbs/deployment/50_identities.ipynb #1353b5f2
@@ -130,19 +131,95 @@ def settle_groups(
     features: np.ndarray, # (N, d) unit length
     labels: np.ndarray, # (N,) group of each crop, -1: none
     threshold: float, # smallest mean cosine to the other members
-    links: TrackLinks | None = None, # tracks, whose crops stay together
+    links: TrackLinks | None = None, # tracks and confirmed pairs, whose crops stay together
 ) -> tuple[np.ndarray, np.ndarray]: # (N,) int64 groups by first appearance, -1: not sure; (N,) mean cosine
     "Groups without crops that fit badly and without groups of one; a track of several crops is at least its own group."
     from upl_reid.components.clustering import relabel_consecutive
-    cosine, out = member_cosines(features, labels), labels.copy()
-    out[cosine < threshold] = -1
+    fits, out = member_cosines(features, labels) >= threshold, labels.copy()
+    if isinstance(links, AnswerLinks):
+        whole = np.isin(links.people, links.confirmed)
+        fits |= whole & np.isin(links.people, links.people[whole & fits])
+        out = own_clusters(np.where(fits, out, -1), links.people, links.confirmed)
+    else: out[~fits] = -1
     if links is not None:
         alone = (out < 0) & (links.tracks >= 0)
-        out[alone] = labels.max(initial=-1) + 1 + links.tracks[alone]
+        out[alone] = out.max(initial=-1) + 1 + links.tracks[alone]
     names, place, size = np.unique(out, return_inverse=True, return_counts=True)
     out[(size[place] < 2) | (out < 0)] = -1
     out = np.asarray(relabel_consecutive(out), np.int64)
     return out, member_cosines(features, out)
+
+# %% ../../nbs/deployment/50_identities.ipynb #answers1
+def agree_names(
+    given: Sequence[str], # (N,) name that a crop has already, empty: none
+    links: TrackLinks | None, # what tracks and answers tell; None: nothing is known
+    called: Sequence, # (N,) what to call the crops in a message
+) -> np.ndarray: # (N,) object
+    "Given names, also for crops confirmed to be the same person. Raises `DataError` for names that contradict answers."
+    if not isinstance(links, AnswerLinks): return np.array(given, object)
+    named, of_person, sure = np.array(given, object), dict[int, int](), np.isin(links.people, links.confirmed)
+    who = lambda i: f"{printable_text(called[i])} ({printable_text(named[i])!r})"
+    remedy = "correct the names in the table of known crops, or withdraw the answer"
+    for i in np.flatnonzero((named != "") & sure).tolist():
+        first = of_person.setdefault(int(links.people[i]), i)
+        if named[first] != named[i]:
+            raise DataError(f"{who(first)} and {who(i)} are confirmed as one person, and have two names; {remedy}")
+    for person, i in of_person.items(): named[links.people == person] = named[i]
+    for a, b in links.rejected.tolist():
+        one, two = (np.flatnonzero((links.people == p) & (named != "")).tolist() for p in (a, b))
+        for i, j in ((i, j) for i in one for j in two if named[i] == named[j]):
+            raise DataError(f"{who(i)} and {who(j)} are two people by an answer, or as tracks at the same time, and "
+                            f"have one name; {remedy}")
+    return named
+
+# %% ../../nbs/deployment/50_identities.ipynb #answers6
+def names_by_answers(
+    paths: Sequence[str], # (N,) of the crops
+    given: Sequence[str], # (N,) name that a crop has already, empty: none
+    rows: Sequence[tuple], # answers: first, second (paths), same
+    known: dict, # path -> name, of crops that are not among the N
+) -> tuple[list, list]: # (N,) names; (crop, name that it has not) for each rejected pair
+    "What answers about known crops elsewhere tell. Raises `DataError` for a crop with two names, or with a barred one."
+    place, out, barred = {absolute_name(path): i for i, path in enumerate(paths)}, list(given), []
+    def refuse(i, who, told):
+        raise DataError(f"{printable_text(paths[i])} is {printable_text(out[i])!r}, and an answer {told} as "
+                        f"{printable_text(who)!r}; correct the table of known crops, or withdraw the answer")
+    for first, second, same in rows:
+        for here, other in ((first, second), (second, first)):
+            i, who = place.get(absolute_name(here)), known.get(absolute_name(other), "")
+            if i is None or not who or absolute_name(other) in place: continue
+            if not same: barred.append((i, who))
+            elif out[i] not in ("", who): refuse(i, who, "confirms it")
+            else: out[i] = who
+    for i, who in barred:
+        if out[i] == who: refuse(i, who, "rejects it")
+    return out, barred
+
+# %% ../../nbs/deployment/50_identities.ipynb #answers2
+def best_allowed(
+    features: np.ndarray, # (N, d) unit length, equal for the crops of a person
+    means: np.ndarray, # (K, d) of `identity_means`
+    threshold: float, # cosine
+    people: np.ndarray, # (N,) person of each crop
+    two: np.ndarray, # (R, 2) pairs of people that are two
+    barred: dict, # person -> set of positions among the known that it is not
+) -> tuple[np.ndarray, np.ndarray]: # as of `best_known`
+    "As `best_known`, but two people that are two never share a known identity: the one that is more like it has it."
+    position, cosine = best_known(features, means, threshold)
+    crop = {int(p): i for i, p in enumerate(people)}
+    against: dict[int, set] = {p: set() for p in barred}
+    for a, b in np.asarray(two).reshape(-1, 2).tolist():
+        against.setdefault(a, set()).add(b)
+        against.setdefault(b, set()).add(a)
+    known, taken = {p: set(barred.get(p, ())) for p in against}, {}
+    scores = {p: np.asarray(features[crop[p]], np.float64) @ means.T for p in sorted(against) if p in crop}
+    wanted = [(-c, p, k) for p, row in scores.items() for k, c in enumerate(row.tolist()) if c >= threshold]
+    for c, p, k in sorted(wanted):
+        if p in taken or k in known[p]: continue
+        taken[p] = k, -c
+        for q in against[p]: known[q].add(k)
+    for p in scores: position[people == p], cosine[people == p] = taken.get(p, (-1, -1.))
+    return position, cosine
 
 # %% ../../nbs/deployment/50_identities.ipynb #d73b1753
 @dataclass(frozen=True, eq=False)
@@ -158,25 +235,40 @@ def identify(
     camids: np.ndarray, # (N,) camera of each crop
     calibration: Calibration | None, # of the model
     rate: float = .01, # share of strangers' crops that may get a known name
-    links: TrackLinks | None = None, # what tracks tell; None: not known
+    links: TrackLinks | None = None, # what tracks and answers tell; None: nothing is known
     given: Sequence[str] | None = None, # (N,) name that a crop has already, empty: none
     others: tuple = ((), ()), # known crops that are not among the N: (M, d) vectors, M names
     taken: Sequence[str] = (), # further names that new identities must not have
+    barred: Sequence[tuple] = (), # of (crop, name that it has not)
 ) -> Identities:
     "An identity for each crop. Raises `ConfigError` without a calibration and for a rate that was not measured."
     x = np.asarray(features if links is None else links.means(features), np.float32)
-    named = np.array([""]*len(x) if given is None else given, object)
+    named = agree_names([""]*len(x) if given is None else given, links, [f"crop {i}" for i in range(len(x))])
     own, free = np.flatnonzero(named != ""), np.flatnonzero(named == "")
     elsewhere = np.reshape(np.asarray(others[0], np.float32), (-1, x.shape[1]))
     kept, means = identity_means(np.concatenate([x[own], elsewhere]), [*named[own], *others[1]])
     limit = rate_threshold(calibration, rate, len(kept))
-    found, cosine = best_known(x[free], means, limit.cosine)
+    found, cosine = _best_names(x, links, named, kept, means, limit.cosine, barred)
     within = rate_threshold(calibration, rate).cosine
     names, score = _named(x, np.asarray(camids), within, links, (named, free, found, cosine, kept, taken))
     assert calibration is not None                                       # `rate_threshold` has raised otherwise
     confidence = np.where(named != "", 1., calibration.probability(score))
     confidence[names == UNKNOWN] = np.nan
     return Identities(list(names), confidence, [limit.note]*bool(limit.note))
+
+# %% ../../nbs/deployment/50_identities.ipynb #answers5
+def _best_names(x, links, named, kept, means, threshold, barred):
+    "As `best_known` of the crops without a name, by what answers tell: crops of a person are compared by their mean."
+    free = named == ""
+    if not isinstance(links, AnswerLinks): return best_known(x[free], means, threshold)
+    whole = np.asarray(track_means(x, links.people), np.float32)
+    place, bars, have = {name: i for i, name in enumerate(kept)}, dict[int, set](), dict[int, set]()
+    for i in np.flatnonzero(~free): have.setdefault(int(links.people[i]), set()).add(place[named[i]])
+    for a, b in links.rejected.tolist():
+        for one, other in ((a, b), (b, a)): bars.setdefault(one, set()).update(have.get(other, ()))
+    for i, name in barred:
+        if name in place: bars.setdefault(int(links.people[i]), set()).add(place[name])
+    return best_allowed(whole[free], means, threshold, links.people[free], links.rejected, bars)
 
 # %% ../../nbs/deployment/50_identities.ipynb #bde8bdc4
 def _named(x, camids, threshold, links, assigned):

@@ -13,7 +13,6 @@ import json, re, sqlite3, zlib
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -268,8 +267,9 @@ def archived_config(
 ) -> RunConfig | None: # None: the present code would not name the run like this
     "The configuration of an archived run, if its identifier is still the one that the configuration gives."
     args, name = json.loads(row["method_args"]), row["id"].partition("-")[0]
-    make = partial(RunConfig, *(row[k] for k in ("preset", "source", "target", "method")), args, row["seed"])
-    try: configs = [make(tracks=t) for t in ([False, True] if row["target"] else [False])]    # not in the archive
+    stated = {k: row[k] for k in ("preset", "source", "target", "method", "seed")}
+    tracks = [False, True] if row["target"] else [False]                # the archive has no column for it
+    try: configs = [RunConfig(**stated, method_args=args, tracks=used) for used in tracks]
     except ConfigError: return None
     return next((config for config in configs if config.id == name), None)
 
