@@ -1022,8 +1022,10 @@ def browse(
 # %% ../nbs/cli.ipynb #d78f3db7
 def is_identities(
     path: Path, # a file
+    root: str = "", # crops to name
 ) -> bool:
-    "Whether a table was written by `identities`."
+    "Whether a file may be replaced by `identities`: a table that it wrote, or the gallery whose crops get names."
+    if path.suffix == ".safetensors": return bool(root) and core.given_path(root).resolve() == path.resolve()
     if path.suffix == ".parquet": return path.read_bytes()[:4] == b"PAR1" and b"identity" in path.read_bytes()
     with open(path, "rb") as f: names = f.readline().decode("utf-8", "replace").strip().split(",")
     return names in (["path", "camera", "identity", "confidence"],
@@ -1104,25 +1106,42 @@ def _named_crops(a, gallery, seen, known, embedder):
     found.confidence[[bool(who) for who, _ in given]] = [sure for who, sure in given if who]
     return paths, cameras, tracks if any(tracks) else None, found, notes, answers
 
+# %% ../nbs/cli.ipynb #storenames
+def _store_names(gallery, out, paths, names):
+    "Write a gallery whose entries have names, or give them to the entries of the gallery that is there."
+    wanted = {path: "" if name == deployment.UNKNOWN else name for path, name in zip(paths, names)}
+    if not out.exists():
+        gallery.set_identities(wanted)
+        gallery.save(out)
+        return
+    with deployment.open_gallery(out, change=True) as there:
+        here = set(there.paths)                                          # some may have been removed meanwhile
+        there.set_identities({path: name for path, name in wanted.items() if path in here})
+        there.commit()
+
 # %% ../nbs/cli.ipynb #b436f1d5
 def identities(
     a: argparse.Namespace, # parsed arguments
 ) -> tuple: # dict for JSON, text, exit code
     "Name who is who: one table of crops with identity and confidence."
-    out = check_out(a.out, (".csv", ".parquet"), is_identities)
+    out = check_out(a.out, (".csv", ".parquet", ".safetensors"), lambda path: is_identities(path, a.root))
     embedder = deployment.Embedder.load(a.model, a.device)
     deployment.rate_threshold(embedder.calibration, a.rate)              # raises before any work is done
     known = deployment.read_known(a.known) if a.known else {}
     gallery, seen, bad = _crops_to_name(a, embedder)
+    if out.suffix == ".safetensors" and out.exists():                    # its crops keep the names that they have
+        known = {p: (who, 1.) for p, who in zip(gallery.paths, gallery.identities) if who} | known
     paths, cameras, tracks, found, notes, answers = _named_crops(a, gallery, seen, known, embedder)
-    deployment.write_identities(out, paths, cameras, found, tracks)
+    if out.suffix == ".safetensors": _store_names(gallery, out, paths, found.names)
+    else: deployment.write_identities(out, paths, cameras, found, tracks)
     unknown, notes = found.names.count(deployment.UNKNOWN), [*found.notes, *notes]
     people = len({*found.names} - {deployment.UNKNOWN})
     old = {who for who, _ in known.values()}
     facts = dict(out=str(out), crops=len(paths), identities=people, unknown=unknown, left_out=bad, notes=notes,
                  known=sum(who in old for who in found.names), **({"answers": answers} if answers else {}))
     text = f"{len(paths):,} crops: {people:,} identities, {unknown:,} crops unknown, in {out}"
-    if known: text += f"; {facts['known']:,} crops have names of {a.known}"
+    if known: text += f"; {facts['known']:,} crops have names of {a.known or out}"
+    if out.suffix == ".safetensors": text += f"; look at them with upl-reid browse {out}"
     return facts, "\n".join([text, *left_out_lines(bad), *(f"note: {n}" for n in notes)]), 3 if bad or notes else 0
 
 # %% ../nbs/cli.ipynb #7ad2a0c0
@@ -1365,7 +1384,8 @@ ADAPTING = (
 # %% ../nbs/cli.ipynb #answerse
 NAMING = (
     MODEL, argument("root", help="folder or table of crops, or gallery file"),
-    argument("out", help="table to write, .csv or .parquet"), DEVICE, PATTERN,
+    argument("out", help="table to write, .csv or .parquet; or .safetensors: a gallery for browse, new or the one of "
+                         "the crops"), DEVICE, PATTERN,
     argument("--rate", type=float, default=.01, help="share of strangers' crops that may get a known name"),
     argument("--known", metavar="TABLE", help="table of an earlier call, or with columns path and identity: its names "
                                               "are kept, new ones are added"), ANSWERS)
@@ -1423,6 +1443,8 @@ EXAMPLES = """examples, from crops to a search:
   upl-reid search model.safetensors gallery.safetensors some/picture.jpg -k 20 --false-match-rate 0.001
   upl-reid search model.safetensors gallery.safetensors mine/search.csv --tracks
   upl-reid identities model.safetensors mine/search who.csv    one identity over all cameras
+  upl-reid identities model.safetensors mine/search.csv people.safetensors    the same, to look at with
+  upl-reid browse people.safetensors                   a page on this machine
   upl-reid tasks who.csv tasks.json --tool label-studio        to correct them by hand; upl-reid labels reads the export
   upl-reid forget gallery.safetensors a/picture.jpg    no trace of it stays in the gallery
   upl-reid evaluate model.safetensors mine/truth.csv   only with known identities

@@ -16,7 +16,7 @@ from typing import Any, Callable, Iterator, Sequence, TYPE_CHECKING
 from urllib.parse import parse_qs, quote
 
 from ..core import any_names, ConfigError, DataError, given_path, printable_text, RunError
-from .gallery import certainty, moment, PAGE_STYLE, thumbnail_jpeg
+from .gallery import certainty, moment, natural_key, PAGE_STYLE, thumbnail_jpeg
 from .gallery_homes import ReadableGallery
 from .postgres_gallery import is_postgres, split_address
 
@@ -134,7 +134,8 @@ BASE = """<!DOCTYPE html>
 PICTURE = """{% macro picture(e, line, at) %}<figure><a href="/hits/{{ e.position }}{{ at }}"><img
 src="/thumbnail/{{ e.position }}{{ at }}"
 alt="{{ e.path|file }}, camera {{ e.camera or 'unknown' }}"></a>
-<figcaption>{% if line %}<bdi>{{ line|shown }}</bdi><br>{% endif %}<bdi>{{ e.time|shown }}</bdi><br>
+<figcaption>{% if line %}<bdi>{{ line|shown }}</bdi><br>{% if e.identity %}<bdi>{{ e.identity|shown }}</bdi><br>
+{% endif %}{% endif %}<bdi>{{ e.time|shown }}</bdi><br>
 <bdi>{{ e.path|file|shown }}</bdi></figcaption></figure>
 {% endmacro %}"""
 ALL = """{% extends "base" %}{% from "picture" import picture %}{% block content %}
@@ -142,6 +143,8 @@ ALL = """{% extends "base" %}{% from "picture" import picture %}{% block content
 <ul class="hits">{% for e in entries %}<li>{{ picture(e, e.camera, at) }}</li>{% endfor %}</ul>
 <nav aria-label="more pictures">{% if start %}<a href="/?start={{ earlier }}">earlier ones</a>{% endif %}
 {% if more %}<a href="/?start={{ later }}">further ones</a>{% endif %}</nav>{% endblock %}"""
+
+# %% ../../nbs/deployment/36_browse.ipynb #hitstempl
 HITS = """{% extends "base" %}{% from "picture" import picture %}{% block content %}
 <ul class="hits"><li class="query">{{ picture(query, query.camera, at) }}</li></ul>
 {% for camera, hits in cameras %}<section>
@@ -159,12 +162,17 @@ aria-label="{{ label }}: {{ e.path|file }}, {{ e.certainty }}">{{ label }}</butt
 
 # %% ../../nbs/deployment/36_browse.ipynb #bc79a40a
 PEOPLE = """{% extends "base" %}{% from "picture" import picture %}{% block content %}
-{% if not people %}<p>No picture of this gallery has an identity.</p>{% endif %}
+{% if people %}<p>{{ total }} people. Each row is a camera, in the order of time. Choose a picture to see its hits.</p>
+{% else %}<p>No picture of this gallery has an identity. <code>upl-reid identities</code> finds some.</p>{% endif %}
 {% for person, cameras in people %}<section><h2><bdi>{{ person|shown }}</bdi></h2>
 <table><tbody>{% for camera, entries in cameras %}<tr>
 <th scope="row">{% if camera %}<bdi>{{ camera|shown }}</bdi>{% else %}unknown{% endif %}</th>
 <td><ol class="hits">{% for e in entries %}<li>{{ picture(e, "", at) }}</li>{% endfor %}</ol></td></tr>{% endfor %}
-</tbody></table></section>{% endfor %}{% endblock %}"""
+</tbody></table></section>{% endfor %}
+<nav aria-label="more people">{% if start %}<a href="/people?start={{ earlier }}">earlier ones</a>{% endif %}
+{% if more %}<a href="/people?start={{ later }}">further ones</a>{% endif %}</nav>{% endblock %}"""
+
+# %% ../../nbs/deployment/36_browse.ipynb #templates
 ANSWERS = (("same", "same person"), ("different", "another person"))
 
 def make_templates() -> Any: # jinja2 environment
@@ -239,13 +247,15 @@ class BrowseHits(BrowseData):
 class BrowsePeople(BrowseHits):
     "People of the gallery."
     def people(self,
+        start: int = 0, # people to skip
         most: int = 50, # people to show
-    ) -> list: # of (name, list of (camera, entries in order of time))
-        "Everybody whose name is known, camera by camera."
+    ) -> tuple: # list of (name, list of (camera, entries in order of time)), number of all people
+        "People whose name is known, camera by camera, in natural order of their names."
         with self.lock: rows = self.gallery.entries_at(self.gallery.positions(0, len(self.gallery)))
-        named = rows[rows.identity != ""].groupby("identity", sort=True)
+        named = dict(list(rows[rows.identity != ""].groupby("identity")))
+        shown = sorted(named, key=natural_key)[start:start + most]
         return [(name, [(camera, sorted(seen.itertuples(index=False), key=by_time))
-                        for camera, seen in group.groupby("camera")]) for name, group in list(named)[:most]]
+                        for camera, seen in named[name].groupby("camera")]) for name in shown], len(named)
 
 # %% ../../nbs/deployment/36_browse.ipynb #6118fc30
 class BrowseAll(BrowsePeople):
@@ -284,10 +294,15 @@ class BrowsePages(BrowseAll):
             title=f"Hits of {printable_text(Path(query.path).name, 500)}", query=query, cameras=cameras,
             answers=ANSWERS, token=self.token, **fresh)
 
-    def people_page(self) -> str:
+    def people_page(self,
+        start: int = 0, # people to skip
+        count: int = 50, # people on a page
+    ) -> str:
         "People as timelines over cameras."
-        with self.lock: fresh, people = self.fresh(), self.people()
-        return self.templates.get_template("people").render(title="People", people=people, **fresh)
+        with self.lock: fresh, (people, total) = self.fresh(), self.people(start, count)
+        facts = dict(start=start, earlier=max(0, start - count), later=start + count, more=start + count < total)
+        return self.templates.get_template("people").render(title="People", people=people, total=f"{total:,}",
+                                                            **facts, **fresh)
 
 # %% ../../nbs/deployment/36_browse.ipynb #6243ac41
 HEADERS = {
@@ -355,7 +370,7 @@ def add_pages(
     @app.get("/hits/{position}")
     def hits(position: int, at: int = 0): return in_html(lambda: pages.hits_page(position, at))
     @app.get("/people")
-    def people(): return in_html(pages.people_page)
+    def people(start: int = 0): return in_html(lambda: pages.people_page(max(0, start)))
     @app.get("/style.css")
     def style(): return Response(STYLE, media_type="text/css")
     @app.get("/thumbnail/{position}")

@@ -9,11 +9,11 @@ __all__ = ['EXACT', 'KNOWN', 'PAGE_MARK', 'PAGE_STYLE', 'unit_vectors', 'sample_
            'GalleryAppend', 'GalleryTable', 'moment', 'checked_moment', 'GalleryFilter', 'GalleryByIndex',
            'GalleryNeighbours', 'GalleryTruth', 'GalleryTuning', 'GalleryIndex', 'GrowingGallery', 'find_named',
            'GalleryKeep', 'ShrinkingGallery', 'GalleryUpdate', 'GalleryNames', 'Hits', 'GalleryCameras',
-           'GalleryNearest', 'GallerySearch', 'track_queries', 'Gallery', 'certainty', 'short_name', 'draw_hits',
-           'thumbnail_jpeg', 'thumbnail', 'page_text', 'page_figure', 'hits_page']
+           'GalleryNearest', 'GallerySearch', 'track_queries', 'Gallery', 'certainty', 'short_name', 'natural_key',
+           'draw_hits', 'thumbnail_jpeg', 'thumbnail', 'page_text', 'page_figure', 'hits_page']
 
 # %% ../../nbs/deployment/30_gallery.ipynb #1949611c
-import base64, html, io, json, math, warnings
+import base64, html, io, json, math, re, warnings
 from dataclasses import asdict, dataclass
 from datetime import datetime, UTC
 from pathlib import Path
@@ -839,6 +839,14 @@ def short_name(
     "The name of a file, shortened in the middle."
     name = printable_text(Path(path).name, 500)
     return name if len(name) <= most else f"{name[:most//2 - 1]}…{name[-most//2:]}"
+
+# %% ../../nbs/deployment/30_gallery.ipynb #da40fe76
+def natural_key(
+    name: str, # of an identity
+) -> tuple: # to sort by
+    "A key that puts person 2 before person 10."
+    return tuple((0, int(part), "") if part.isdecimal() and part.isascii() else (1, 0, part)
+                 for part in re.split(r"(\d+)", name) if part), name
 
 # %% ../../nbs/deployment/30_gallery.ipynb #c0de0018
 def _show_image(

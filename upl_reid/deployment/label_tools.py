@@ -20,7 +20,8 @@ from xml.etree import ElementTree
 from PIL import Image
 
 from ..core import ConfigError, DataError, given_path, printable_text, write_atomic
-from .identities import identity_rows, natural_key, new_names, relative_name, UNKNOWN
+from .gallery import natural_key
+from .identities import identity_rows, new_names, relative_name, UNKNOWN
 
 # %% ../../nbs/deployment/60_label_tools.ipynb #db6edb9e
 @dataclass(frozen=True)
