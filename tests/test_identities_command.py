@@ -2,6 +2,7 @@
 in colour, names with commas and in Japanese, tracks in file names."""
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from upl_reid.components.encoder import build_encoder
 from upl_reid.data.own_crops import list_images
 from upl_reid.deployment.browse import confirm_pair
 from upl_reid.deployment.embedder import Embedder
+from upl_reid.deployment.gallery_homes import open_gallery
 from upl_reid.deployment.match_calibration import Calibration, RATES
 
 PATTERN = r"^(?P<cam>[^/]+)/p(?P<pid>\d)t(?P<track>\d)f(?P<time>\d)"
@@ -135,6 +137,29 @@ def test_a_new_crop_takes_the_name_of_a_known_one_that_an_answer_confirms(home, 
                            tmp_path/"known.csv", "--answers", answers)
     who = {r["path"].split("/")[-1]: (r["identity"], float(r["confidence"] or 0)) for r in rows_of(tmp_path/"who.csv")}
     assert code == 0 and who["p3t3f0.png"] == ("佐藤", 1.)
+
+
+def test_a_gallery_with_names_to_browse(home, capsys, tmp_path):
+    out, given = tmp_path/"people.safetensors", ("--pattern", PATTERN)
+    code, text, _ = said(capsys, home/"model.safetensors", home/"crops", out, *given)
+    said(capsys, home/"model.safetensors", home/"crops", tmp_path/"who.csv", *given)
+    rows = open_gallery(out).rows
+    wanted = {str(tmp_path/r["path"]): r["identity"] for r in rows_of(tmp_path/"who.csv")}
+    wanted = {os.path.abspath(path): name for path, name in wanted.items()}
+    assert code == 0 and f"look at them with upl-reid browse {out}" in text
+    assert dict(zip(rows.path, rows.identity)) == {p: "" if n == "unknown" else n for p, n in wanted.items()}
+    assert set(rows.camera) == set(CAMERAS) and set(rows.time) == set("0123")          # for the timelines
+    before = out.read_bytes()
+    code, _, err = said(capsys, home/"model.safetensors", home/"crops", out, *given)   # no other gallery is replaced
+    assert code == 1 and "was not written by this command" in err and out.read_bytes() == before
+    with open_gallery(out, change=True) as gallery:
+        gallery.set_identities({rows.path[0]: "Ann", rows.path[1]: ""})
+        gallery.commit()
+    code, text, _ = said(capsys, home/"model.safetensors", out, out)
+    again = open_gallery(out).rows
+    named = [i for i in range(2, 48) if rows.identity[i]]
+    assert again.identity[0] == "Ann" and [again.identity[i] for i in named] == [rows.identity[i] for i in named]
+    assert f"crops have names of {out}" in text and len(again) == 48
 
 
 def test_a_gallery_and_parquet(home, capsys, tmp_path):

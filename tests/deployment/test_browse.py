@@ -125,6 +125,18 @@ def test_people_are_timelines_over_cameras(page):
     assert re.findall(r'href="/hits/(\d+)"', text) == [str(p[0]), str(p[1]), str(p[2])]
 
 
+def test_many_people_have_several_pages_in_natural_order(home):
+    gallery = open_gallery(home, 2)
+    x = unit_vectors(np.c_[np.cos(np.arange(60)), np.sin(np.arange(60))])
+    gallery.add(x, [f"/{i}.png" for i in range(60)], "c", identities=[f"person {60 - i}" for i in range(60)])
+    pages = BrowsePages(gallery, Path("none.sqlite"), "token")
+    first, second = (re.findall(r"<h2><bdi>person (\d+)", pages.people_page(start)) for start in (0, 50))
+    assert first == [str(i) for i in range(1, 51)] and second == [str(i) for i in range(51, 61)]
+    assert "60 people" in pages.people_page() and "/people?start=50" in pages.people_page()
+    assert "/people?start=0" in pages.people_page(50) and "further" not in pages.people_page(50)
+    gallery.close()
+
+
 def test_answers_about_forgotten_pictures_leave_no_bytes(tmp_path):
     file = tmp_path/"g.pairs.sqlite"
     for i in range(50): confirm_pair(file, f"secret-{i % 5}.jpg", f"other-{i}.jpg", i % 2 == 0)

@@ -135,7 +135,7 @@ PICTURE = """{% macro picture(e, line, at) %}<figure><a href="/hits/{{ e.positio
 src="/thumbnail/{{ e.position }}{{ at }}"
 alt="{{ e.path|file }}, camera {{ e.camera or 'unknown' }}"></a>
 <figcaption>{% if line %}<bdi>{{ line|shown }}</bdi><br>{% if e.identity %}<bdi>{{ e.identity|shown }}</bdi><br>
-{% endif %}{% endif %}<bdi>{{ e.time|shown }}</bdi><br>
+{% endif %}{% endif %}{% if e.time %}time <bdi>{{ e.time|shown }}</bdi><br>{% endif %}
 <bdi>{{ e.path|file|shown }}</bdi></figcaption></figure>
 {% endmacro %}"""
 ALL = """{% extends "base" %}{% from "picture" import picture %}{% block content %}
@@ -147,6 +147,8 @@ ALL = """{% extends "base" %}{% from "picture" import picture %}{% block content
 # %% ../../nbs/deployment/36_browse.ipynb #hitstempl
 HITS = """{% extends "base" %}{% from "picture" import picture %}{% block content %}
 <ul class="hits"><li class="query">{{ picture(query, query.camera, at) }}</li></ul>
+<p>The nearest pictures of each camera in the order of time, with the probability that they show the same person.
+Answers are used by <code>upl-reid identities --answers</code> and <code>upl-reid adapt --answers</code>.</p>
 {% for camera, hits in cameras %}<section>
 <h2>Camera {% if camera %}<bdi>{{ camera|shown }}</bdi>{% else %}unknown{% endif %}</h2><ol class="hits">
 {% for e in hits %}<li id="hit-{{ e.position }}" class="{{ e.answer }}">{{ picture(e, e.certainty, at) }}
