@@ -307,3 +307,17 @@ def test_labels_of_a_table_without_changes(home):
         write_labels([c for c in crops if c.camera == crops[0].camera], home/"one.csv", split=True)
     assert not (home/"one.csv").exists()
     assert read_crops(home/"deep/labels.csv") == [Crop(c.path, c.camera, c.identity, c.time, c.track) for c in crops]
+
+
+def test_a_task_that_nobody_annotated_keeps_the_identity_of_the_table(tmp_path):
+    "Label Studio 1.23 exports the numbers of predictions, not what they say."
+    crops = [Crop(f"/{i}.jpg", "c", "Ann") for i in range(4)]
+    chosen = [dict(from_name="identity", value=dict(choices=["Ben"]))]
+    tasks = [dict(data=dict(path="/0.jpg"), annotations=[], predictions=[6]),
+             dict(data=dict(path="/1.jpg"), annotations=[dict(result=chosen)], predictions=[7]),
+             dict(data=dict(path="/2.jpg"), annotations=[dict(result=[])], predictions=[8])]
+    (tmp_path/"export.json").write_text(json.dumps(tasks))
+    labels = tools.read_label_studio(tmp_path/"export.json")
+    assert labels == {"/0.jpg": None, "/1.jpg": "Ben", "/2.jpg": ""}
+    assert [(c.path, c.identity) for c in tools.label_crops(crops, labels)] == [
+        ("/0.jpg", "Ann"), ("/1.jpg", "Ben"), ("/2.jpg", "")]

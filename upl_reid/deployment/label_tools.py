@@ -66,10 +66,11 @@ def read_crops(
 # %% ../../nbs/deployment/60_label_tools.ipynb #1db0047a
 def label_crops(
     crops: Sequence[Crop], # of the table that was written for the tool
-    labels: dict, # path -> identity, empty: unknown; crops without an entry are left out
+    labels: dict, # path -> identity, empty: unknown, None: the table's; crops without an entry are left out
 ) -> list: # of `Crop`
     "Crops with the identities of a tool. Raises `DataError` if no crop is among them."
-    found = [replace(c, identity=labels[c.path]) for c in crops if c.path in labels]
+    said = {c.path: c.identity if labels.get(c.path) is None else labels[c.path] for c in crops}
+    found = [replace(c, identity=said[c.path]) for c in crops if c.path in labels]
     if found: return found
     raise DataError("the export has none of the table's crops; give the table that the tasks were written from")
 
@@ -172,15 +173,16 @@ def _answer(result):
 
 def read_label_studio(
     path: str | Path, # JSON export of a project
-) -> dict: # path -> identity, empty: unknown
+) -> dict: # path -> identity, empty: unknown, None: nobody annotated it, and the export has no prediction
     "Identities in an export of Label Studio. Raises `DataError` for another file."
-    path, found = given_path(path), dict[str, str]()
+    path, found = given_path(path), dict[str, str | None]()
     try:
         for task in read_json(path, "an export of Label Studio"):
             kept = [a["result"] for a in task.get("annotations", []) if not a.get("was_cancelled")]
             guesses = [p["result"] for p in task.get("predictions", []) if isinstance(p, dict)]
             names = {_answer(result) for result in kept or guesses[:1]} - {None}
-            found[task["data"]["path"]] = names.pop() if len(names) == 1 else ""
+            nothing = None if not kept and not guesses else ""
+            found[task["data"]["path"]] = names.pop() if len(names) == 1 else nothing
     except (AttributeError, KeyError, TypeError) as e:
         raise DataError(f"{path} is not the export JSON of a project of `upl-reid tasks` ({printable_text(repr(e))}); "
                         "choose JSON, not JSON-MIN or CSV, when exporting") from None
