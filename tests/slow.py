@@ -20,7 +20,8 @@ SLOW = {
     "deployment/test_onnx_export.py": """
         test_onnx_gives_the_vectors_of_torch test_an_export_that_differs_is_not_kept
         test_an_exported_file_embeds_pictures_as_the_model_does test_weights_become_integers_and_vectors_stay_near
-        test_a_foreign_file_is_refused test_the_commands_export_and_measure_it""",
+        test_a_foreign_file_is_refused test_the_commands_export_and_measure_it
+        test_a_file_that_takes_normalised_floats""",
     "deployment/test_trust.py": "*",
     "experiments/test_cost.py": """
         test_a_step_waits_for_nothing test_measuring_visits_every_row_and_part ready counted""",

@@ -1204,10 +1204,11 @@ def export(
     def ours(path): return (has_mark if path.suffix == ".onnx" else has_metadata("upl_reid_timm"))(path)
     out = check_out(a.out, (".onnx", ".safetensors", ".parquet"), ours)
     embedder, other = deployment.Embedder.load(a.model, "cpu"), "onnxruntime" if out.suffix == ".onnx" else "timm"
-    if other == "timm" and (a.opset or a.int8):
-        raise core.ConfigError("--opset and --int8 are for .onnx; leave them out for .safetensors")
+    if other == "timm" and (a.opset or a.int8 or a.normalised):
+        raise core.ConfigError("--opset and --int8 are for .onnx, and so is --normalised; "
+                               "leave them out for .safetensors")
     if other == "timm": worst = deployment.export_timm(embedder, out)
-    else: worst = deployment.export_onnx(embedder, out, opset=a.opset, int8=a.int8)
+    else: worst = deployment.export_onnx(embedder, out, opset=a.opset, int8=a.int8, normalised=a.normalised)
     text = f"{out}: {other} and this program differ by at most {worst:.0e}"
     if a.int8: text += (f" before the weights of matrix products became 8-bit integers (convolutions stay floats); "
                         f"measure the loss with upl-reid evaluate {out} TABLE")
@@ -1423,7 +1424,10 @@ COMMANDS: dict[Callable, tuple] = {
              argument("out", help="file to write: .onnx, .safetensors for a state dict under timm's names, or "
                                   ".parquet"),
              argument("--opset", type=int, metavar="N", help="operator set, 14 to 23; default: torch's choice"),
-             argument("--int8", action="store_true", help="ONNX with 8-bit weights of matrix products")),
+             argument("--int8", action="store_true", help="ONNX with 8-bit weights of matrix products"),
+             argument("--normalised", action="store_true",
+                      help="ONNX that takes (B, 3, H, W) RGB floats normalised as ImageNet, as boxmot gives them, "
+                           "instead of bytes")),
     run: (*TRAINING, argument("--target", default="campus", help="domain without labels"),
           argument("--target-root", default="", help="its folder, for real data"),
           argument("--method", default="upl", help="a registered method, or pretrain for stage 1 alone")),

@@ -94,12 +94,26 @@ def test_a_second_clustering_gives_the_share_of_its_own_pairs():
     assert fit_calibration(x, who, cam, 1000, second=np.full(240, -1)).second == ()
 
 
+def test_clusters_of_two_images_could_all_be_wrong():
+    x, who, cam = people_of(150, 2, 0)
+    who[[0, 150 + 1]] = -1                                           # two images are in no cluster
+    told = fit_calibration(x, who, cam, 400_000, second=who)
+    for threshold, share in zip(told.thresholds, told.second):       # all pairs count as different people
+        pairs = [x[i] @ x[j] > threshold for i in range(300) for j in range(i)
+                 if cam[i] != cam[j] and min(who[i], who[j]) >= 0]
+        assert share == pytest.approx(np.mean(pairs), abs=4*math.sqrt(share/2e5) + 1e-9)
+    assert "cannot be told" in rate_in_words(told, 1e-3) and "cannot be told" not in rate_in_words(told, 1e-1)
+    x, who, cam = people_of(150, 4, 0)                               # a third image could contradict
+    told = fit_calibration(x, who, cam, 400_000, second=who)
+    assert told.second == pytest.approx([1e-1, 1e-2, 1e-3, 1e-4][:len(told.second)], rel=.7)
+
+
 def test_doubt_is_said_where_two_clusterings_differ():
     seconds = (.1, .01, .0012), (.1, .01, .004)
     sure, unsure = (rate_in_words(Calibration(9, -5, (.6, .7, .8), s), 1e-3) for s in seconds)
     assert "0.001 to 0.0012" in sure and "cannot be told" not in sure
     assert "cannot be told" in unsure and "0.004" in unsure
-    assert "two clusterings" not in rate_in_words(Calibration(9, -5, (.6, .7, .8)), 1e-3)
+    assert "two estimates" in unsure and "two estimates" not in rate_in_words(Calibration(9, -5, (.6, .7, .8)), 1e-3)
 
 
 def test_people_are_clustered_as_they_are():

@@ -80,6 +80,24 @@ def test_model_card_names_the_data(saved):
     assert without.startswith("# Model card: people on the cameras of campus\n") and "crops of people" not in without
 
 
+@pytest.mark.parametrize("opset", [None, 15], ids=["chosen", "older"])
+def test_a_file_that_takes_normalised_floats(saved, tmp_path, opset):
+    embedder = Embedder.load(saved, "cpu")
+    assert export_onnx(embedder, tmp_path/"m.onnx", opset=opset, normalised=True) <= 1e-4
+    session = onnxruntime.InferenceSession(tmp_path/"m.onnx")
+    entry, = session.get_inputs()
+    assert (entry.name, entry.type) == ("images", "tensor(float)") and entry.shape[1:] == [3, *embedder.size]
+    pixels = np.random.default_rng(5).integers(0, 256, (5, *embedder.size, 3), dtype=np.uint8)
+    values = np.stack([(pixels[..., c]/255 - mean)/std for c, (mean, std) in
+                       enumerate(((.485, .229), (.456, .224), (.406, .225)))], 1).astype(np.float32)
+    wanted = embedder.embed(pixels)
+    for n in (1, 5):
+        np.testing.assert_allclose(session.run(None, {"images": values[:n]})[0], wanted[:n], atol=1e-4)
+    exported = OnnxEmbedder(tmp_path/"m.onnx")
+    np.testing.assert_allclose(exported.embed(list(pixels), batch=2), wanted, atol=1e-4)
+    assert "normalised as ImageNet" in exported.facts["input"]
+
+
 # ---------------------------------------------------------------- 8-bit weights
 
 def test_an_exported_file_embeds_pictures_as_the_model_does(saved, run, tmp_path):
@@ -141,12 +159,16 @@ def test_the_commands_export_and_measure_it(saved, tmp_path, monkeypatch, capsys
     assert main(["export", str(saved), str(tmp_path/"r.onnx"), "--int8"]) == 0
     assert "(convolutions stay floats); measure the loss with upl-reid evaluate" in capsys.readouterr().out
     assert main(["export", str(saved), str(tmp_path/"m.onnx")]) == 0
+    assert main(["export", str(saved), str(tmp_path/"f.onnx"), "--normalised"]) == 0
     scores = {}
-    for model in (saved, tmp_path/"m.onnx", tmp_path/"r.onnx"):
+    for model in (saved, tmp_path/"m.onnx", tmp_path/"f.onnx", tmp_path/"r.onnx"):
         capsys.readouterr()
         assert main(["evaluate", str(model), str(tmp_path/"mine/truth.csv"), "--device", "cpu", "--json"]) == 0
         scores[model] = json.loads(capsys.readouterr().out)["mAP"]
-    whole, exported, rounded = scores.values()
-    assert exported == pytest.approx(whole, abs=1e-3) and 0 < abs(rounded - whole) < .05
+    whole, exported, floats, rounded = scores.values()
+    assert exported == pytest.approx(whole, abs=1e-3) and floats == pytest.approx(whole, abs=1e-3)
+    assert 0 < abs(rounded - whole) < .05
     assert main(["export", str(saved), str(tmp_path/"t.safetensors"), "--int8"]) == 1
     assert "--opset and --int8 are for .onnx" in capsys.readouterr().err
+    assert main(["export", str(saved), str(tmp_path/"t.safetensors"), "--normalised"]) == 1
+    assert "so is --normalised" in capsys.readouterr().err
