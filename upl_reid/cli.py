@@ -1038,7 +1038,9 @@ def _crops_to_name(
 ) -> tuple: # gallery, dict path -> (track, time), sentences on pictures that cannot be read
     "The crops of a gallery, or of a folder or table, as a gallery. Raises `DataError` for doubts and without crops."
     source, bad, seen = core.given_path(a.root), [], {}
-    if source.suffix == ".safetensors" or not source.exists():
+    if deployment.is_postgres(a.root):
+        with deployment.open_gallery(a.root) as there: gallery = same_model(deployment.in_memory(there), embedder)
+    elif source.suffix == ".safetensors" or not source.exists():
         gallery = same_model(deployment.Gallery.load(source), embedder)
     else:
         images = data.list_images(source, a.pattern)
@@ -1107,41 +1109,50 @@ def _named_crops(a, gallery, seen, known, embedder):
     return paths, cameras, tracks if any(tracks) else None, found, notes, answers
 
 # %% ../nbs/cli.ipynb #storenames
-def _store_names(gallery, out, paths, names):
+def _out_of_identities(a):
+    "Where `identities` writes, what to call it, and whether it is a gallery that is there already."
+    if not deployment.is_postgres(a.out):
+        suffixes = ".csv", ".parquet", ".safetensors"
+        out = check_out(a.out, suffixes, lambda path: is_identities(path, a.root))
+        return out, str(out), out.suffix == ".safetensors" and out.exists()
+    where = deployment.split_address(a.out)[2]
+    if a.out != a.root: raise core.ConfigError(f"names go to the database whose crops get them: name {where} twice, "
+                                               "as the crops and as the place to write to")
+    return a.out, where, True
+
+def _store_names(gallery, out, there, paths, names):
     "Write a gallery whose entries have names, or give them to the entries of the gallery that is there."
     wanted = {path: "" if name == deployment.UNKNOWN else name for path, name in zip(paths, names)}
-    if not out.exists():
+    if not there:
         gallery.set_identities(wanted)
         gallery.save(out)
         return
-    with deployment.open_gallery(out, change=True) as there:
-        here = set(there.paths)                                          # some may have been removed meanwhile
-        there.set_identities({path: name for path, name in wanted.items() if path in here})
-        there.commit()
+    with deployment.open_gallery(out, change=True) as stored:
+        here = set(stored.paths)                                         # some may have been removed meanwhile
+        stored.set_identities({path: name for path, name in wanted.items() if path in here})
+        stored.commit()
 
 # %% ../nbs/cli.ipynb #b436f1d5
 def identities(
     a: argparse.Namespace, # parsed arguments
 ) -> tuple: # dict for JSON, text, exit code
     "Name who is who: one table of crops with identity and confidence."
-    out = check_out(a.out, (".csv", ".parquet", ".safetensors"), lambda path: is_identities(path, a.root))
-    embedder = deployment.Embedder.load(a.model, a.device)
+    out, where, there = _out_of_identities(a)
+    embedder, kept = deployment.Embedder.load(a.model, a.device), there or Path(where).suffix == ".safetensors"
     deployment.rate_threshold(embedder.calibration, a.rate)              # raises before any work is done
     known = deployment.read_known(a.known) if a.known else {}
     gallery, seen, bad = _crops_to_name(a, embedder)
-    if out.suffix == ".safetensors" and out.exists():                    # its crops keep the names that they have
-        known = {p: (who, 1.) for p, who in zip(gallery.paths, gallery.identities) if who} | known
+    if there: known = {p: (who, 1.) for p, who in zip(gallery.paths, gallery.identities) if who} | known  # these stay
     paths, cameras, tracks, found, notes, answers = _named_crops(a, gallery, seen, known, embedder)
-    if out.suffix == ".safetensors": _store_names(gallery, out, paths, found.names)
+    if kept: _store_names(gallery, out, there, paths, found.names)
     else: deployment.write_identities(out, paths, cameras, found, tracks)
     unknown, notes = found.names.count(deployment.UNKNOWN), [*found.notes, *notes]
-    people = len({*found.names} - {deployment.UNKNOWN})
-    old = {who for who, _ in known.values()}
-    facts = dict(out=str(out), crops=len(paths), identities=people, unknown=unknown, left_out=bad, notes=notes,
+    people, old = len({*found.names} - {deployment.UNKNOWN}), {who for who, _ in known.values()}
+    facts = dict(out=where, crops=len(paths), identities=people, unknown=unknown, left_out=bad, notes=notes,
                  known=sum(who in old for who in found.names), **({"answers": answers} if answers else {}))
-    text = f"{len(paths):,} crops: {people:,} identities, {unknown:,} crops unknown, in {out}"
-    if known: text += f"; {facts['known']:,} crops have names of {a.known or out}"
-    if out.suffix == ".safetensors": text += f"; look at them with upl-reid browse {out}"
+    text = f"{len(paths):,} crops: {people:,} identities, {unknown:,} crops unknown, in {where}"
+    if known: text += f"; {facts['known']:,} crops have names of {a.known or where}"
+    if kept: text += f"; look at them with upl-reid browse {where}"
     return facts, "\n".join([text, *left_out_lines(bad), *(f"note: {n}" for n in notes)]), 3 if bad or notes else 0
 
 # %% ../nbs/cli.ipynb #7ad2a0c0
@@ -1384,9 +1395,9 @@ ADAPTING = (
 
 # %% ../nbs/cli.ipynb #answerse
 NAMING = (
-    MODEL, argument("root", help="folder or table of crops, or gallery file"),
-    argument("out", help="table to write, .csv or .parquet; or .safetensors: a gallery for browse, new or the one of "
-                         "the crops"), DEVICE, PATTERN,
+    MODEL, argument("root", help="folder or table of crops, or gallery: a file or an address"),
+    argument("out", help="table to write, .csv or .parquet; or a gallery for browse: .safetensors, new or the one of "
+                         "the crops, or the crops' address once more"), DEVICE, PATTERN,
     argument("--rate", type=float, default=.01, help="share of strangers' crops that may get a known name"),
     argument("--known", metavar="TABLE", help="table of an earlier call, or with columns path and identity: its names "
                                               "are kept, new ones are added"), ANSWERS)

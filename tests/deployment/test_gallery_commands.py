@@ -175,3 +175,23 @@ def test_a_load_of_writers_and_searchers_loses_nothing(capsys):
     out = capsys.readouterr().out
     assert out.count("lost 0, not removed or twice 0, wrong lists 0, failed processes 0") == 2
     assert out.count("search: ") == 2
+
+
+def test_identities_of_a_gallery_go_to_its_entries(home, saved, crops, tmp_path, capsys):
+    listed = table(tmp_path, crops, **{f"{i:02d}": dict(pid="") for i in range(4, 12)})       # four names are known
+    assert said(capsys, "index", saved, listed, home, "--device", "cpu")[0] == 0
+    given = ("identities", saved, home, home, "--rate", ".1", "--device", "cpu")
+    facts = said(capsys, *given)[1]
+    names = entries(home)["identity"]
+    assert facts["crops"] == 12 and facts["unknown"] == (names == "").sum()
+    assert (names[["00", "01", "02", "03"]] == "who0").all() and facts["identities"] == names[names != ""].nunique()
+    assert entries(home).loc["05", ["camera", "time"]].tolist() == ["cam2", "2026-05-31T05:00"]
+    said(capsys, *given)
+    assert (entries(home)["identity"][names != ""] == names[names != ""]).all()               # a second call keeps them
+    facts = said(capsys, "identities", saved, home, tmp_path/"who.csv", "--device", "cpu")[1]
+    assert facts["crops"] == 12 and (tmp_path/"who.csv").read_text().count("\n") == 13
+
+
+def test_identities_of_a_folder_do_not_go_to_a_database(address, saved, crops, capsys):
+    code, _, err = said(capsys, "identities", saved, crops, address, "--device", "cpu")
+    assert code == 1 and "as the crops and as the place to write to" in err

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ReadableGallery', 'GalleryHome', 'FileEntries', 'FreshGallery', 'FileGallery', 'lock_file', 'open_file',
-           'open_gallery', 'load_pyarrow', 'parquet_schema', 'export_parquet', 'parquet_facts', 'import_parquet']
+           'open_gallery', 'in_memory', 'load_pyarrow', 'parquet_schema', 'export_parquet', 'parquet_facts',
+           'import_parquet']
 
 # %% ../../nbs/deployment/34_gallery_homes.ipynb #a2eff2ee
 import contextlib, json
@@ -191,6 +192,15 @@ def open_gallery(
         raise
     gallery._lock = lock
     return gallery
+
+# %% ../../nbs/deployment/34_gallery_homes.ipynb #7d34e2dd
+def in_memory(
+    gallery: GalleryHome, # anywhere; not changed
+) -> Gallery: # the same entries, calibration and model
+    "A copy of a gallery in memory, for work that needs all its vectors at once."
+    copied = Gallery(gallery.dim, gallery.calibration, model=gallery.model)
+    for vectors, columns in gallery.batches(): copied.add(vectors, *(columns[name] for name in KNOWN))
+    return copied
 
 # %% ../../nbs/deployment/34_gallery_homes.ipynb #5a815b13
 def load_pyarrow() -> tuple[Any, Any]: # pyarrow, pyarrow.parquet
