@@ -194,7 +194,6 @@ def by_time(
     found = moment(entry.time)
     return found is None, *(found or (False, 0.)), entry.time
 
-
 # %% ../../nbs/deployment/36_browse.ipynb #765d2f98
 class BrowseData:
     "A gallery with its answers."

@@ -69,8 +69,7 @@ def label_crops(
     labels: dict, # path -> identity, empty: unknown, None: the table's; crops without an entry are left out
 ) -> list: # of `Crop`
     "Crops with the identities of a tool. Raises `DataError` if no crop is among them."
-    said = {c.path: c.identity if labels.get(c.path) is None else labels[c.path] for c in crops}
-    found = [replace(c, identity=said[c.path]) for c in crops if c.path in labels]
+    found = [c if labels[c.path] is None else replace(c, identity=labels[c.path]) for c in crops if c.path in labels]
     if found: return found
     raise DataError("the export has none of the table's crops; give the table that the tasks were written from")
 
