@@ -69,7 +69,7 @@ SLOW = {
     "methods/test_p2lr.py": "test_resumes_to_the_same_bits test_using_all_images_is_mutual_mean_teaching",
     "methods/test_varied_light.py": """
         test_only_training_images_change test_without_strength_it_is_the_baseline test_resumes_to_the_same_bits
-        test_it_stands_before_another_method""",
+        test_it_stands_before_another_method test_training_uses_the_measured_strength""",
     "training/test_distributed.py": "test_several_processes_give_the_losses_of_one",
     "training/test_loop.py": """
         test_going_on_from_any_epoch_is_bit_identical test_two_seeds_differ_and_one_seed_does_not""",

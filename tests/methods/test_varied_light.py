@@ -15,7 +15,8 @@ from upl_reid.data.image_bank import IMAGENET_MEAN, IMAGENET_STD, ImageBank
 from upl_reid.data.synthetic import write_domain
 from upl_reid.methods.baseline import GlobalDBSCAN
 from upl_reid.methods.cgc import CGC
-from upl_reid.methods.varied_light import DBSCANInVariedLight, VariedLight, change_light, light_factors, vary_light
+from upl_reid.methods.varied_light import (DBSCANInVariedLight, LARGEST, VariedLight, change_light, light_factors,
+                                              light_spread, vary_light)
 from upl_reid.training.loop import adapt
 from upl_reid.training.method import Batch, Budget
 
@@ -57,6 +58,70 @@ def test_spread_and_share_are_those_asked_for():
     assert changed.float().mean().item() == pytest.approx(.8, abs=.01)
     assert factors[changed].log().std().item() == pytest.approx(.3, abs=.01)
     assert exponents[changed].log().std().item() == pytest.approx(.4/math.sqrt(3), abs=.01)
+
+
+def spread_by_loops(images, camids):
+    "The spread of the light, picture by picture and pixel by pixel."
+    height, width = images[0].shape[1:]
+    tall, wide = max(1, height//8), max(1, width//8)
+    light: dict = {}
+    for image, camera in zip(images, camids):
+        for c in range(3):
+            edge = [float(image[c, y, x]) for y in range(height) for x in range(width)
+                    if y < tall or y >= height - tall or x < wide or x >= width - wide]
+            light.setdefault((camera, c), []).append(math.log(max(sum(edge)/len(edge), 1.)/255))
+    squares = sum((v - sum(group)/len(group))**2 for group in light.values() for v in group)
+    free = len(images) - len(set(camids))
+    return math.sqrt(squares/(3*free)) if free else 0.
+
+
+@pytest.mark.parametrize("size", [(16, 8), (7, 5), (9, 17)], ids=str)
+@pytest.mark.parametrize("cameras", [1, 3, 11])
+def test_spread_of_the_light_is_that_of_plain_loops(size, cameras):
+    rng = np.random.default_rng(cameras)
+    images = (rng.integers(0, 256, (11, 3, *size))*rng.uniform(0, 1, (11, 3, 1, 1))).astype(np.uint8)
+    images[0] = 0
+    camids = (np.arange(11) % cameras).tolist()
+    got = light_spread(torch.from_numpy(images), torch.tensor(camids))
+    assert got == pytest.approx(spread_by_loops(images, camids), rel=1e-5)
+    assert (got == 0) == (cameras == 11)
+
+
+def test_spread_looks_at_some_of_many_images():
+    bank = torch.full((101, 3, 16, 8), 100, dtype=torch.uint8)
+    bank[1::2] = 200                                             # not among every second image
+    assert light_spread(bank, torch.zeros(101, dtype=torch.int64), most=51) == pytest.approx(0, abs=1e-5)
+    assert light_spread(bank, torch.zeros(101, dtype=torch.int64)) == pytest.approx(math.log(2)/2, rel=.01)
+
+
+def test_strengths_are_measured_unless_given(world):
+    domain, bank = world
+    camids = torch.tensor(domain.train.camids)
+    measured = light_spread(bank, camids)
+    assert 0 < measured < LARGEST
+    for how, want in ((dict(), (measured, measured)), (dict(gain=.2), (.2, measured)),
+                      (dict(gamma=0.), (measured, 0.)), (dict(gain=2., gamma=.1), (2., .1))):
+        method = DBSCANInVariedLight(Linear(4, 3), **how)
+        method.look(bank, camids)
+        assert method.strengths == want and method.log_values()["light_gain"] == want[0]
+    strong = torch.zeros(10, 3, 16, 8, dtype=torch.uint8)
+    strong[::2] = 255
+    method.look(strong, torch.zeros(10, dtype=torch.int64))
+    assert method.strengths == (2., .1)                           # given ones may be larger
+    free = DBSCANInVariedLight(Linear(4, 3))
+    free.look(strong, torch.zeros(10, dtype=torch.int64))
+    assert free.strengths == (LARGEST, LARGEST)
+    one_each = DBSCANInVariedLight(Linear(4, 3))
+    one_each.look(strong, torch.arange(10))
+    assert one_each.strengths == (0., 0.)
+
+
+def test_training_uses_the_measured_strength(world):
+    domain, bank = world
+    spread = light_spread(bank, torch.tensor(domain.train.camids))
+    chosen, given = trained(DBSCANInVariedLight, world), trained(DBSCANInVariedLight, world, gain=spread, gamma=spread)
+    for a, b in zip(chosen[2], given[2]): assert torch.equal(a, b)
+    assert chosen[1][0]["light_gain"] == spread
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +189,7 @@ def test_the_meta_step_sees_the_images_of_the_gradients():
     assert torch.equal(seen[0], seen[1]) and not torch.allclose(seen[0], images)
 
 
-@pytest.mark.parametrize("how", [dict(gain=-.1), dict(gamma=-1.), dict(share=1.5), dict(share=float("nan"))])
+@pytest.mark.parametrize("how", [dict(gain=-.1), dict(gamma=-1.), dict(share=1.5), dict(share=float("nan")),
+                                 dict(gamma=float("nan"))])
 def test_strengths_out_of_range(how):
     with pytest.raises(ConfigError, match="share"): DBSCANInVariedLight(Linear(4, 3), **how)

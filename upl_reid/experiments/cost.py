@@ -193,6 +193,7 @@ class BenchState:
         self.camids = torch.tensor(camids, device=bank.device)
         self.augment = make_augmenter(bank.size, erase=budget.erase).to(bank.device)
         self.optimiser = torch.optim.Adam(method.parameter_groups(budget), weight_decay=budget.weight_decay, fused=True)
+        method.look(bank, self.camids)
         method.start(budget, len(bank))
         self.features = embed_bank(method.label_encoder(), bank)
         self.cluster()

@@ -22,6 +22,7 @@ from ..components.encoder import Encoder, update_ema, parameter_groups, make_ema
 from ..components.losses import soft_cross_entropy, weighted_triplet
 from ..components.tracks import TrackLinks
 from ..core import ConfigError, DataError
+from ..data.image_bank import ImageBank
 
 # %% ../../nbs/training/00_method.ipynb #fa6d68e9
 def check_label_part(
@@ -228,6 +229,12 @@ class MethodNetworks(MethodArguments):
 # %% ../../nbs/training/00_method.ipynb #66bb6e0c
 class MethodLabels(MethodNetworks):
     "Hooks of a round: where labels come from, and what is made from them."
+    def look(self,
+        bank: ImageBank, # N training images
+        camids: Tensor, # (N,) on the bank's device
+    ):
+        "Runs once, before `start`: for what is chosen from the pictures themselves."
+
     def start(self,
         budget: Budget, # how long training will last
         images: int, # of the training split
