@@ -459,7 +459,7 @@ def test_two_starts_are_compared_before_training(home, body, capsys, tmp_path):
     found, said_so = json.loads(out)["starts"], "distorted copies of the crops that are found again"
     assert set(found) == {"source", "weights"} and all(0 <= share <= 1 for share in found.values())
     assert f"{said_so}: {100*found['source']:.0f} % after training on plaza, {100*found['weights']:.0f} %" in error
-    assert error.index(said_so) < error.index("upl folder: epoch 1")
+    assert error.index(said_so) < error.index("varied_light_upl folder: epoch 1")
     assert Embedder.load(tmp_path/"m.safetensors", "cpu").facts["origin"]["source"] == "plaza"
     assert main([str(a) for a in arguments]) in (0, 3)
     out, error = capsys.readouterr()

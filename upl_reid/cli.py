@@ -1316,7 +1316,7 @@ DEVICE = argument("--device", default="auto", help="auto, cpu or cuda")
 PATTERN = argument("--pattern", help="regular expression that finds camera, identity or both in names below a folder: "
                                      "(?P<cam>...), (?P<pid>...), and perhaps (?P<split>...), (?P<track>...), "
                                      "(?P<time>...)")
-METHOD = argument("--method", default="upl", help="a registered method")
+METHOD = argument("--method", default="varied_light_upl", help="a registered method; upl is the paper's")
 NETWORK = (
     argument("--backbone", default="", metavar="NAME", help="instead of the preset's: any timm model, as in resnet50"),
     argument("--size", default="", metavar="HxW", help="height and width of the network's input, as in 256x128"),
