@@ -94,20 +94,23 @@ class LightStrength(Method):
         **kwargs, # of the other class
     ):
         super().__init__(encoder, **kwargs)
-        strengths = tuple(LARGEST if given is None else given for given in (gain, gamma))
-        if not (all(s >= 0 for s in strengths) and 0 <= share <= 1):
+        self.gain, self.gamma, self.share, self.measured = gain, gamma, share, LARGEST
+        if not (all(s >= 0 for s in self.strengths) and 0 <= share <= 1):
             raise ConfigError(f"gain={gain}, gamma={gamma}, share={share}: strengths start at 0, a share lies between "
                               "0 and 1")
-        self.gain, self.gamma, self.share, self.strengths = gain, gamma, share, strengths
+
+    @property
+    def strengths(self) -> tuple: # sigma and rho
+        "The strengths that were given, and what is measured for the others."
+        return tuple(self.measured if given is None else given for given in (self.gain, self.gamma))
 
     def look(self,
         bank: ImageBank, # training images
         camids: Tensor, # (N,)
     ):
-        "Strengths that are not given become the spread of the light within the cameras, at most 0.3."
+        "Measures the spread of the light within the cameras, at most 0.3."
         super().look(bank, camids)
-        found = min(LARGEST, light_spread(bank, camids))
-        self.strengths = tuple(found if given is None else given for given in (self.gain, self.gamma))
+        self.measured = min(LARGEST, light_spread(bank, camids))
 
     def log_values(self) -> dict: # name -> number
         "The other class's, and the strength of the factors."
