@@ -182,10 +182,10 @@ def camera_center(
 def camera_dbscan(
     features, # (N, d)
     camids, # (N,) camera of each image
-    k1: int = 6, # as in `jaccard_distance`: images of one person in one camera, plus one
+    k1: int = 6, # as in `jaccard_distance`: about the images of one person in one camera
     k2: int = 2, # as in `jaccard_distance`
     eps: float = 0.6, # paper: 0.6
-    min_samples: int = 2, # paper: 4, which needs six or more images per person and camera
+    min_samples: int = 2, # paper: 4, which needs four or more images per person and camera
 ): # (N,) int64, same kind: ids consecutive from 0 over all cameras, -1: noise
     "DBSCAN in each camera by itself, on the Jaccard distance among the camera's images (section 3.4)."
     x = unit_rows(features)

@@ -139,7 +139,7 @@ def load_named(
 ):
     """Copy a checkpoint of the same network, under its own or another library's names; a classifier is left out.
 
-    Raises `DataError` with every name that is missing or has another shape, and changes nothing then."""
+    Raises `DataError` with the first ten names that are missing or have another shape, and changes nothing then."""
     own = body.state_dict()
     counters = {k: v for k, v in own.items() if is_counter(k)}
     if misfits(own, {**counters, **state}, own): state = fit_order(own, state)

@@ -275,7 +275,7 @@ def split_identities(
     fraction: float = 0.2, # share of the identities to hold out, in (0, 1)
     seed: int = 0, # another seed, another draw
 ) -> tuple[Split, Split]: # (kept, held): every image in one of them, no identity in both
-    """Split by identity into a training and a meta-validation set (section 3.1: 80 % and 20 %).
+    """Split by identity into a training and a meta-validation set (section 3.2: 80 % and 20 %).
 
     Raises `ConfigError` for a fraction outside (0, 1), `DataError` for fewer than two identities."""
     if not 0 < fraction < 1:

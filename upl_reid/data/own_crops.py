@@ -651,7 +651,7 @@ def camera_advice(
     known = f"all pictures are from camera {one!r}" if one else "no cameras are known"
     lost = "camera centring, merging across cameras and the cross-camera memory have nothing to work with"
     remedy = "put the crops of each camera into a sub-folder of its own"
-    return [f"{known}: {lost}; {remedy}, or adapt with --method dbscan and expect much less"]
+    return [f"{known}: {lost}; {remedy}, or adapt without cameras and expect much less"]
 
 # %% ../../nbs/data/20_own_crops.ipynb #48627b77
 def size_advice(

@@ -233,7 +233,7 @@ class Lens:
     contrast: tuple # range of contrast
     gradient: float # strongest light gradient
     shrink: tuple   # range of the resolution kept, 1 is sharp
-    view_bias: float # share of people that a camera sees from its preferred side
+    view_bias: float # probability that a camera sees a person from its preferred side; else from a random one
     occluded: float = .17   # share of images with an occluder
     off_centre: float = .04 # standard deviation of the body's axis, as a share of the width
     scale: tuple = (.88, 1.06) # range of the figure's size in its box
