@@ -102,6 +102,12 @@ def seeds_of(frame, row, direction, measure, epoch=None):
     return frame[keep].drop_duplicates("seed").set_index("seed").value
 
 
+def difference_by_csv(frame, direction, ours, theirs):
+    "Mean difference in mAP of two rows over the seeds of the first, as a cell writes it."
+    ours, theirs = (seeds_of(frame, row, direction, "mAP") for row in (ours, theirs))
+    return f"{(ours - theirs.reindex(ours.index)).mean():+.1f}"
+
+
 def cells_with_place(text):
     "(row, direction, measure, cell) of every table by configuration; a measure without direction takes the heading's."
     for above, table in tables_of(text):
@@ -124,9 +130,8 @@ def wrong_cells(text, frame):
         if measure in measures:
             expected = mean_and_std(seeds_of(frame, row, direction, measure), digits_of(cell))
         elif measure == "ΔmAP" and cell:
-            ours, theirs = (seeds_of(frame, r, direction, "mAP") for r in (row, full[direction]))
             found += interval_faults(cell)
-            cell, expected = cell.split(" ")[0], f"{(ours - theirs.reindex(ours.index)).mean():+.1f}"
+            cell, expected = cell.split(" ")[0], difference_by_csv(frame, direction, row, full[direction])
         else: continue
         seen += 1
         if cell != expected: found.append(f"{row}, {direction}, {measure}: {cell}, by the csv {expected}")
@@ -166,14 +171,6 @@ def test_a_changed_number_is_found(pattern, changed):
 SAID = re.compile(r"\*\*(\w+)→(\w+)\.\*\* (.*?) is ([\d.]+) mAP (above|below) (.*?) \(.*?interval (\S+ to [^;]+);")
 
 
-def difference_by_csv(frame, direction, ours, theirs):
-    "Mean difference in mAP of two rows over the seeds of the first, as a cell writes it."
-    rows = {name.lower(): name for name in frame.configuration}
-    ours, theirs = (seeds_of(frame, rows[name.lower().removeprefix("the ")], direction, "mAP")
-                    for name in (ours, theirs))
-    return f"{(ours - theirs.reindex(ours.index)).mean():+.1f}"
-
-
 def test_sentences_agree_with_the_differences_of_their_table():
     for name in ("table4", "table5", "table6", "deviations_from_paper", "method_comparison"):
         text, frame = text_of(name), frame_of(name)
@@ -185,7 +182,8 @@ def test_sentences_agree_with_the_differences_of_their_table():
             cells = [f"{sign}{size} ({interval})" for sign in signs]
             where = f"{name}.md: {ours} is {size} {side} {theirs} ({interval}), {source}→{target}"
             if theirs == "direct transfer":                     # no column has this difference
-                by_csv = difference_by_csv(frame, (source, target), ours, theirs)
+                row = next(name for name in frame.configuration if name.lower() == ours.lower())
+                by_csv = difference_by_csv(frame, (source, target), row, theirs)
                 assert any(c.startswith(by_csv) and not interval_faults(c) for c in cells), f"{where}, csv {by_csv}"
             else: assert any(((source, target), c) in shown for c in cells), f"{where} stands in no table"
 

@@ -11,10 +11,10 @@ from torch import nn
 
 from upl_reid.core import DataError
 from upl_reid.data.image_bank import ImageBank
-from upl_reid.deployment.adaptation_check import (CLEARLY, LIMITS, TRAINED, camera_bias, copies_found,
-                                                  cross_camera_share, effective_rank, keeps_cluster,
-                                                  partition_stability,
-                                                  quality_in_words, quality_of, random_cosine, starts_in_words,
+from upl_reid.deployment.adaptation_check import (CLEARLY_SOURCE, CLEARLY_WEIGHTS, LIMITS, camera_bias,
+                                                  copies_found, cross_camera_share, effective_rank, keeps_cluster,
+                                                  partition_stability, quality_in_words, quality_of, random_cosine,
+                                                  starts_in_words,
                                                   warnings_of)
 
 labels = st.lists(st.tuples(st.integers(-1, 4), st.integers(-1, 4), st.integers(0, 2)), min_size=2, max_size=14)
@@ -202,4 +202,4 @@ def test_copies_are_found_by_vectors_that_know_their_picture(pictures):
     (.31, .22, "too close to tell"),
     (0., 0., "too close to tell"), (0., .1, "the weights alone look better")])
 def test_starts_in_words(source, weights, says):
-    assert says in starts_in_words(source, weights, "plaza") and (CLEARLY, TRAINED) == (1.25, 2.)
+    assert says in starts_in_words(source, weights, "plaza") and (CLEARLY_WEIGHTS, CLEARLY_SOURCE) == (1.25, 2.)

@@ -2,9 +2,9 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    "adaptation_check": ["LIMITS", "CLEARLY", "TRAINED", "partition_stability", "cross_camera_share", "camera_bias",
-        "keeps_cluster", "effective_rank", "random_cosine", "quality_of", "warnings_of", "run_quality",
-        "quality_in_words", "copies_found", "starts_in_words"],
+    "adaptation_check": ["LIMITS", "CLEARLY_WEIGHTS", "CLEARLY_SOURCE", "partition_stability", "cross_camera_share",
+        "camera_bias", "keeps_cluster", "effective_rank", "random_cosine", "quality_of", "warnings_of",
+        "run_quality", "quality_in_words", "copies_found", "starts_in_words"],
     "match_calibration": ["PARSE_ERRORS", "RATES", "DOUBT", "CONFIRMED", "GALLERY_SIZES", "Calibration",
         "rate_interval", "rate_in_words", "draw_pairs", "shares_above", "second_rates", "fit_calibration",
         "cluster_images", "higher_thresholds", "measure_thresholds", "pairs_across_cameras", "true_rates"],
