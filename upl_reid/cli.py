@@ -128,15 +128,14 @@ def synth(
     if a.network not in networks:
         has = " and ".join(networks) or "no synthetic network"
         raise core.ConfigError(f"preset {a.preset!r} has {has}, not {a.network!r}; choose another network or preset")
-    domain, part = experiments.open_domain(a.network, a.preset), out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
+    domain = experiments.open_domain(a.network, a.preset)
+    def fill(part):
         columns = ["path", "camid", "pid", "split", "time", "track"]
         table = pd.DataFrame(_copy_crops(domain, part), columns=columns)
         table[columns[:4]].assign(time="").to_csv(part/"truth.csv", index=False)
         for name, own in (("crops", table.split == "train"), ("search", table.split != "train")):
             table[own][["path", "camid", "time", "track"]].round(1).to_csv(part/f"{name}.csv", index=False)
-        os.rename(part, out)
-    finally: shutil.rmtree(part, ignore_errors=True)
+    core.write_folder(out, fill)
     facts = dict(out=str(out), crops=len(domain.train), search=len(domain.query) + len(domain.gallery))
     return facts, (f"{facts['crops']:,} crops without identities in {out/'crops'}, {facts['search']:,} of other people "
                    f"in {out/'search'}; the same with tracks and times in crops.csv and search.csv; identities: "

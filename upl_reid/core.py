@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'printable_text', 'DataError', 'ConfigError', 'RunError', 'seed_for', 'seeded_torch',
-           'pick_device', 'to_numpy', 'match_type', 'count_pairs', 'given_path', 'file_mode', 'write_atomic',
-           'read_rows', 'read_tensors', 'write_tensors', 'any_names', 'absolute_name', 'project_root', 'in_test',
-           'map_in_threads', 'file_state', 'content_digest', 'cached_digests', 'cache_digests', 'file_digests']
+           'pick_device', 'to_numpy', 'match_type', 'count_pairs', 'given_path', 'file_mode', 'part_name',
+           'write_atomic', 'write_folder', 'read_rows', 'read_tensors', 'write_tensors', 'any_names', 'absolute_name',
+           'project_root', 'in_test', 'map_in_threads', 'file_state', 'content_digest', 'cached_digests',
+           'cache_digests', 'file_digests']
 
 # %% ../nbs/core.ipynb #21c06eea
-import contextlib, hashlib, json, os, sqlite3, stat, time, warnings
+import contextlib, errno, hashlib, json, operator, os, shutil, sqlite3, stat, threading, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
@@ -42,10 +43,10 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)     #
 
 # %% ../nbs/core.ipynb #5bbf124f
 def seed_for(
-    *parts, # what the stream belongs to: numbers and strings, such as a run's seed, "epoch", 3
+    *parts, # what the stream belongs to: strings and numbers, numpy's too, such as a run's seed, "epoch", 3
 ) -> int: # 0 <= seed < 2**63
     "A seed derived from an address: the same parts give the same seed on every machine."
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).digest()
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=operator.index).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 # %% ../nbs/core.ipynb #2397c8f4
@@ -56,7 +57,7 @@ def seeded_torch(
     "Run a block with torch's generators set from `seed_for(*parts)`; their previous state returns afterwards."
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed_for(*parts) % 2**63)
+        torch.manual_seed(seed_for(*parts))
         yield
 
 # %% ../nbs/core.ipynb #1c53a302
@@ -114,6 +115,15 @@ def file_mode(
     try: return stat.S_IMODE(path.stat().st_mode)
     except FileNotFoundError: return 0o666
 
+_REMEDIES = {errno.ENOSPC: "free some space", errno.ENAMETOOLONG: "choose a shorter name"} # for what is not written
+
+def part_name(
+    path: Path, # final name of a file or folder
+) -> Path: # beside it, hidden, of the same length whatever the name is
+    "The temporary name under which this thread writes a file or folder."
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    return path.parent/f".{digest}.{threading.get_native_id()}.part"
+
 # %% ../nbs/core.ipynb #a0b50004
 def write_atomic(
     path: str | Path, # final name
@@ -122,8 +132,8 @@ def write_atomic(
     """Write a file so that it is complete under its final name or absent; a file that is replaced keeps its mode.
 
     Raises `RunError` if it cannot be written; the file that was there before stays."""
-    path = given_path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    path = Path(os.path.realpath(given)) if os.path.islink(given := given_path(path)) else given
+    part = part_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -137,9 +147,26 @@ def write_atomic(
             os.replace(part, path)
         finally: part.unlink(missing_ok=True)
     except OSError as e:
-        reason = f"cannot write {path} ({e.strerror or e})"
-        raise RunError(f"{reason}; free some space, or choose a folder that can be written to") from e
-    return path
+        remedy = _REMEDIES.get(e.errno or 0, "free some space, or choose a file in a folder that can be written to")
+        raise RunError(f"cannot write {given} ({e.strerror or e}); {remedy}") from e
+    return given
+
+# %% ../nbs/core.ipynb #a6a4d57f
+def write_folder(
+    folder: str | Path, # to make
+    fill: Callable[[Path], None], # called with the folder to fill
+) -> Path: # `folder`
+    "Make a folder so that it is complete under its final name or absent. Raises `ConfigError` if it exists."
+    folder = given_path(folder)
+    if folder.exists(): raise ConfigError(f"{folder} exists; choose another folder, or remove it")
+    part = part_name(folder)
+    shutil.rmtree(part, ignore_errors=True)     # left by a process of the same number, as in a restarted container
+    try:
+        part.mkdir(parents=True)
+        fill(part)
+        os.rename(part, folder)
+    finally: shutil.rmtree(part, ignore_errors=True)
+    return folder
 
 # %% ../nbs/core.ipynb #cfada90a
 def read_rows(

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from upl_reid.data import synthetic as synth
-from upl_reid.core import ConfigError, DataError
+from upl_reid.core import ConfigError, DataError, part_name
 from upl_reid.data.benchmarks import load_domain
 from upl_reid.data.synthetic import (
     apply_photometry, at_light, draw_camera, draw_identity, draw_person, draw_visit, LENSES, Network,
@@ -173,13 +173,13 @@ def test_failure_in_the_middle_leaves_nothing(tmp_path, monkeypatch, error):
 
 def test_failure_at_the_last_moment_leaves_nothing(tmp_path, monkeypatch):
     def full(*args): raise OSError("no space left on device")
-    monkeypatch.setattr(synth.os, "rename", full)
+    monkeypatch.setattr(os, "rename", full)
     with pytest.raises(OSError, match="no space"): write_domain("plaza", tmp_path, **ARGS)
     assert not list(tmp_path.iterdir())
 
 
 def test_remains_of_a_killed_process_are_cleared(tmp_path):
-    remains = tmp_path/f".plaza.{os.getpid()}.part"/"query"
+    remains = part_name(tmp_path/"plaza")/"query"
     remains.mkdir(parents=True)
     (remains/"9999_c1s1_000000_00.jpg").write_bytes(b"half")
     folder = write_domain("plaza", tmp_path, **ARGS)
@@ -190,14 +190,14 @@ def test_remains_of_a_killed_process_are_cleared(tmp_path):
 def test_another_process_that_was_faster(network, tmp_path, monkeypatch, same):
     "The same network under the final name is as good as ours; anything else is not overwritten."
     name, first = network
-    real = synth.os.rename
+    real = os.rename
 
     def late(part, final):
         write = final/"spec.json"
         final.mkdir()
         write.write_text((part/"spec.json").read_text() if same else "{}")
         real(part, final)
-    monkeypatch.setattr(synth.os, "rename", late)
+    monkeypatch.setattr(os, "rename", late)
     if same: assert write_domain(name, tmp_path, **ARGS) == tmp_path/name
     else:
         with pytest.raises(OSError): write_domain(name, tmp_path, **ARGS)
@@ -209,10 +209,17 @@ def test_another_process_that_was_faster(network, tmp_path, monkeypatch, same):
     ("market1501", {}, "no embedded network 'market1501'; there are plaza, campus"),
     ("plaza", dict(train_ids=0), "train_ids >= 1"), ("plaza", dict(test_ids=0), "not 3, 0"),
     ("campus", dict(cameras=1), "cameras >= 2"), ("plaza", dict(size=(8, 32)), "size >= 16"),
-    ("plaza", dict(size=(32, 15)), r"\(32, 15\)")])
+    ("plaza", dict(size=(32, 15)), r"\(32, 15\)"), ("plaza", dict(size=16), "size is two whole numbers"),
+    ("plaza", dict(train_ids=2.5), "two whole numbers, others one"), ("plaza", dict(seed="0"), "others one")])
 def test_impossible_arguments(tmp_path, name, change, said):
     with pytest.raises(ConfigError, match=said): write_domain(name, tmp_path, **{**ARGS, **change})
     assert not list(tmp_path.iterdir())
+
+
+def test_numbers_of_numpy_name_the_same_network(network):
+    name, folder = network
+    given = {k: np.asarray(v) if k == "size" else np.int64(v) for k, v in ARGS.items()}
+    assert write_domain(name, folder.parent, **given, seed=np.int64(0)) == folder            # found, not drawn again
 
 
 def test_spec_is_plain_json(network):

@@ -2,6 +2,7 @@
 import subprocess
 import sys
 
+import filelock
 import numpy as np
 import pytest
 
@@ -256,3 +257,18 @@ def test_two_processes_cannot_change_one_file(tmp_path, capsys):
     with FileLock(tmp_path/".g.safetensors.lock").acquire(timeout=1): pass
     with pytest.raises(DataError): open_gallery(tmp_path/"absent.safetensors", change=True)
     with FileLock(tmp_path/".absent.safetensors.lock").acquire(timeout=1): pass
+
+
+def test_a_link_to_a_gallery_is_the_gallery(tmp_path):
+    "One lock for both names, and a removed entry is in no file."
+    (tmp_path/"disk").mkdir()
+    (tmp_path/"g.safetensors").symlink_to("disk/g.safetensors")
+    with open_gallery(tmp_path/"disk/g.safetensors", 16) as gallery:
+        gallery.add(np.eye(2, 16, dtype=np.float32), ["secret", "b"])
+        gallery.commit()
+    with open_gallery(tmp_path/"g.safetensors", change=True) as gallery:
+        with pytest.raises(filelock.Timeout):
+            filelock.FileLock(tmp_path/"disk/.g.safetensors.lock", timeout=0, is_singleton=False).acquire()
+        gallery.remove(["secret"])
+        assert gallery.purge() and (tmp_path/"g.safetensors").is_symlink()
+    assert not any(b"secret" in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())

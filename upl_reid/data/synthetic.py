@@ -10,7 +10,7 @@ __all__ = ['WARDROBES', 'OUTFIT', 'LENSES', 'VISITS', 'Wardrobe', 'random_colour
            'holds_network', 'write_network', 'write_domain']
 
 # %% ../../nbs/data/40_synthetic.ipynb #5c8a8e6f
-import colorsys, json, os, shutil
+import colorsys, json, operator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from joblib import delayed, Parallel
 import numpy as np
 
-from ..core import ConfigError, DataError, given_path, seed_for
+from ..core import ConfigError, DataError, given_path, seed_for, write_folder
 
 # %% ../../nbs/data/40_synthetic.ipynb #b365454d
 @dataclass(frozen=True)
@@ -351,7 +351,7 @@ def render_image(
 # %% ../../nbs/data/40_synthetic.ipynb #e06bafc2
 @dataclass(frozen=True)
 class Network:
-    "What is drawn: the arguments of `write_domain`."
+    "What is drawn: the arguments of `write_domain`. Raises `ConfigError` for what is no whole number."
     name: str    # "plaza", "campus" or "station"
     train_ids: int # identities to train on
     test_ids: int # identities in query and gallery
@@ -359,15 +359,20 @@ class Network:
     size: tuple  # (height, width) in pixels
     seed: int    # names the people, the cameras and the pictures
 
+    def __post_init__(self):
+        try:
+            height, width = map(operator.index, self.size)
+            given = {n: operator.index(getattr(self, n)) for n in ("train_ids", "test_ids", "cameras", "seed")}
+        except (TypeError, ValueError): raise ConfigError(f"{self}: size is two whole numbers, others one") from None
+        for name, value in dict(given, size=(height, width)).items(): object.__setattr__(self, name, value)
+
     def stream(self, *address) -> np.random.Generator:
         "The random numbers of one camera, person or image."
         return np.random.default_rng(seed_for(self.name, self.seed, *address))
 
     def spec(self) -> str:
         "The arguments as text, which lies beside the pictures."
-        facts = dict(version=1, name=self.name, train_ids=self.train_ids, test_ids=self.test_ids,
-                     cameras=self.cameras, size=list(self.size), seed=self.seed)
-        return json.dumps(facts, sort_keys=True)
+        return json.dumps(dict(vars(self), version=1), sort_keys=True)
 
 # %% ../../nbs/data/40_synthetic.ipynb #83878c9e
 @dataclass(frozen=True)
@@ -464,16 +469,13 @@ def write_network(
     final: Path, # folder that is not there yet
 ) -> Path: # `final`
     "Draw a network under a temporary name and rename it."
-    part = final.with_name(f".{final.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True) # of a killed process with the same number, as in a restarted container
-    try:
-        for folder in ("bounding_box_train", "query", "bounding_box_test"): (part/folder).mkdir(parents=True)
+    def draw(part):
+        for folder in ("bounding_box_train", "query", "bounding_box_test"): (part/folder).mkdir()
         write_people(network, part)
         (part/"spec.json").write_text(network.spec())
-        try: os.rename(part, final)
-        except OSError: # another process has finished the same network first
-            if not holds_network(final, network): raise
-    finally: shutil.rmtree(part, ignore_errors=True)
+    try: write_folder(final, draw)
+    except (ConfigError, OSError): # another process has finished the same network first
+        if not holds_network(final, network): raise
     return final
 
 # %% ../../nbs/data/40_synthetic.ipynb #351a5877
@@ -490,7 +492,7 @@ def write_domain(
     """Render a synthetic camera network in Market-1501 layout.
 
     Raises `ConfigError` for impossible arguments, `DataError` if root/name holds another network."""
-    network = Network(name, train_ids, test_ids, cameras, tuple(size), seed)
+    network = Network(name, train_ids, test_ids, cameras, size, seed)
     check_network(network)
     final = given_path(root)/name
     if final.exists():

@@ -47,6 +47,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "label_tools": ["LOCAL_FILES", "CVAT_LABEL", "MARKET_NAME", "TOOLS", "Crop", "check_text", "read_crops",
         "label_crops", "write_labels", "queries", "label_config", "crop_identities", "label_studio_task",
         "write_label_studio", "read_json", "read_label_studio", "common_names", "picture_size", "write_cvat",
-        "read_cvat", "new_folder", "write_fiftyone", "read_fiftyone", "market_names", "write_market", "read_market",
-        "write_tasks", "read_tasks"],
+        "read_cvat", "write_fiftyone", "read_fiftyone", "market_names", "write_market", "read_market", "write_tasks",
+        "read_tasks"],
 })

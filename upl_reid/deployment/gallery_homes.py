@@ -8,7 +8,7 @@ __all__ = ['ReadableGallery', 'GalleryHome', 'FileEntries', 'FreshGallery', 'Fil
            'import_parquet']
 
 # %% ../../nbs/deployment/34_gallery_homes.ipynb #a2eff2ee
-import contextlib, json
+import contextlib, json, os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Iterator, Protocol, Self, Sequence, TYPE_CHECKING
@@ -148,8 +148,9 @@ class FileGallery(FreshGallery):
 def lock_file(
     path: Path, # of a gallery
 ) -> contextlib.ExitStack: # to be closed
-    "Hold the lock of a gallery file; waits for another process that has it."
+    "Hold the lock of a gallery file, and not of a link to it; waits for another process that has it."
     from upl_reid.experiments.runs import waiting_lock
+    path = Path(os.path.realpath(path))
     stack = contextlib.ExitStack()
     stack.enter_context(waiting_lock(path.with_name(f".{path.name}.lock"), str(path)))
     return stack

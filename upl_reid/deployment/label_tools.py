@@ -5,21 +5,20 @@
 # %% auto #0
 __all__ = ['LOCAL_FILES', 'CVAT_LABEL', 'MARKET_NAME', 'TOOLS', 'Crop', 'check_text', 'read_crops', 'label_crops', 'write_labels',
            'queries', 'label_config', 'crop_identities', 'label_studio_task', 'write_label_studio', 'read_json',
-           'read_label_studio', 'common_names', 'picture_size', 'write_cvat', 'read_cvat', 'new_folder',
-           'write_fiftyone', 'read_fiftyone', 'market_names', 'write_market', 'read_market', 'write_tasks',
-           'read_tasks']
+           'read_label_studio', 'common_names', 'picture_size', 'write_cvat', 'read_cvat', 'write_fiftyone',
+           'read_fiftyone', 'market_names', 'write_market', 'read_market', 'write_tasks', 'read_tasks']
 
 # %% ../../nbs/deployment/60_label_tools.ipynb #1d9d513c
 import csv, io, json, os, re, shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable, Iterable, Sequence
+from typing import Iterable, Sequence
 from urllib.parse import quote
 from xml.etree import ElementTree
 
 from PIL import Image
 
-from ..core import ConfigError, DataError, given_path, printable_text, write_atomic
+from ..core import ConfigError, DataError, given_path, printable_text, write_atomic, write_folder
 from .gallery import natural_key
 from .identities import identity_rows, new_names, relative_name, UNKNOWN
 
@@ -255,22 +254,6 @@ def read_cvat(
         if name in paths: found[paths[name]] = said.pop() if said else ""
     return found
 
-# %% ../../nbs/deployment/60_label_tools.ipynb #554e7069
-def new_folder(
-    folder: str | Path, # to make
-    fill: Callable, # called with the folder to fill
-) -> Path:
-    "Make a folder, complete or not at all. Raises `ConfigError` if it exists."
-    folder = given_path(folder)
-    if folder.exists(): raise ConfigError(f"{folder} exists; choose another folder, or remove it")
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        part.mkdir(parents=True)
-        fill(part)
-        os.rename(part, folder)
-    finally: shutil.rmtree(part, ignore_errors=True)
-    return folder
-
 # %% ../../nbs/deployment/60_label_tools.ipynb #222b5138
 def write_fiftyone(
     crops: Sequence[Crop], # with identities
@@ -286,7 +269,7 @@ def write_fiftyone(
     def fill(part):
         (part/"data.json").write_text(json.dumps({i: c.path for i, c in zip(ids, crops)}, indent=1))
         (part/"labels.json").write_text(json.dumps(dict(classes=classes, labels=labels), indent=1))
-    return new_folder(folder, fill)
+    return write_folder(folder, fill)
 
 # %% ../../nbs/deployment/60_label_tools.ipynb #f77460d0
 def read_fiftyone(
@@ -332,7 +315,7 @@ def write_market(
         for crop, name in zip(crops, names):
             for place in ["bounding_box_train", "bounding_box_test", *(["query"] if crop.path in asked else [])]:
                 shutil.copyfile(crop.path, part/place/(name + Path(crop.path).suffix.lower()))
-    return new_folder(folder, fill)
+    return write_folder(folder, fill)
 
 # %% ../../nbs/deployment/60_label_tools.ipynb #bb61fd70
 def read_market(
