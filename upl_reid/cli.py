@@ -431,7 +431,8 @@ def leave_one_out(
 ) -> "pd.DataFrame": # each picture with an identity as a query and in the gallery
     "Every picture as a query for all others. Raises `DataError` without identities."
     import pandas as pd
-    pid = images.pid.where((images.split != "train") | (images.pid < 0), images.pid + 1)
+    person = images.pid >= (images.split != "train")    # 0 is a person in train, and nobody in query and gallery
+    pid = images.pid.where(~person, images.pid + 1)
     known = images.assign(pid=pid)[pid >= 0].drop_duplicates("path")
     if not (known.pid > 0).any():
         raise core.DataError(f"none of {count_images(len(images))} has an identity; give a table with a column pid, or "

@@ -280,6 +280,19 @@ def test_leave_one_out_by_brute_force(tmp_path):
     assert (report["images"], report["copies"], report["splits"]) == (n, n - 1, {"query": n, "gallery": n})
 
 
+@pytest.mark.parametrize("ann, bob", [("Ann", "Bob"), ("0", "1"), ("2", "3")], ids=["names", "from 0", "numbers"])
+def test_leave_one_out_keeps_people_of_all_splits_apart(tmp_path, ann, bob):
+    from upl_reid.cli import leave_one_out
+    for n in "abcdef": picture(tmp_path/f"{n}.jpg")
+    rows = [f"a.jpg,1,{ann},train", f"b.jpg,2,{ann},{'train' if ann == '0' else 'gallery'}", f"c.jpg,1,{bob},query",
+            f"d.jpg,2,{bob},gallery", "e.jpg,1,0,gallery", "f.jpg,2,,train"]
+    known = leave_one_out(read_table(table(tmp_path/"t.csv", "\n".join(["path,camid,pid,split", *rows]))))
+    pids = {split: dict(zip((p.stem for p in own.path), own.pid)) for split, own in known.groupby("split")}
+    one, two = pids["query"]["a"], pids["query"]["c"]
+    assert pids["query"] == dict(a=one, b=one, c=two, d=two) and one != two and min(one, two) > 0
+    assert pids["gallery"] == pids["query"] | dict(e=0)
+
+
 @pytest.mark.parametrize("rows, says", [
     ("a.jpg,c,1,query|a.jpg,c,1,query", "again, after line 2"),
     ("a.jpg,c,1,train|a.jpg,c,1,query", "again, after line 2"),
