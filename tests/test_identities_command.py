@@ -191,8 +191,8 @@ def test_crops_that_cannot_be_read_are_told(home, capsys, tmp_path):
     (dict(model="plain.safetensors"), "the model has no calibration"),
     (dict(rate=.9), "false-match rate 0.9 was not measured; choose one between"),
     (dict(root="empty"), "holds no image"), (dict(root="nothing"), "there is no gallery"),
-    (dict(out="who.txt"), "should end with .csv or .parquet"), (dict(known="cols.csv"), "has no column identity"),
-    (dict(known="gone.csv"), "cannot be read as CSV"), (dict(out="mine.csv"), "was not written by this command")])
+    (dict(out="who.txt"), "should end with .csv or .parquet"), (dict(known="cols.csv"), "has the columns path,name"),
+    (dict(known="gone.csv"), "gone.csv cannot be read"), (dict(out="mine.csv"), "was not written by this command")])
 def test_what_is_wrong_is_one_sentence_and_nothing_is_written(home, capsys, tmp_path, change, message):
     (tmp_path/"empty").mkdir()
     (tmp_path/"cols.csv").write_text("path,name\na,b\n")

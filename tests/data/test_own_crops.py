@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import time
+import unicodedata
 import zlib
 from pathlib import Path
 
@@ -248,6 +249,38 @@ def test_tables_of_wildlife_datasets(tmp_path):
     assert read_table(table(tmp_path/"own.csv", "path,pid\nimages/a.jpg,unknown\n")).person.tolist() == ["unknown"]
     twice = "identity,path,path\nx,images/a.jpg,images/a.jpg\n"
     assert "has the columns" in fault(read_table, table(tmp_path/"twice.csv", twice))
+
+
+def test_the_table_of_identities_keeps_its_cameras(tmp_path):
+    for n in "ab": picture(tmp_path/f"{n}.jpg")
+    text = "path,camera,track,identity,confidence\na.jpg,door,t1,Ann,.5\nb.jpg,yard,,Unknown,\n"
+    found = read_table(table(tmp_path/"who.csv", text))
+    assert found.camid.tolist() == ["door", "yard"] and found.person.tolist() == ["Ann", ""]
+    assert found.track.tolist() == ["t1", ""] and not found.attrs["notes"]
+
+
+def test_whole_numbers_with_a_point_are_whole(tmp_path):
+    "Programs write 1.0 where some cells of a column are empty."
+    for n in "ab": picture(tmp_path/f"{n}.jpg")
+    found = read_table(table(tmp_path/"t.csv", "path,camid,pid,track\na.jpg,1.0,7.0,3.0\nb.jpg,1,7,3\n"))
+    assert [found[c].tolist() for c in ("camid", "pid", "track")] == [["1"]*2, [7]*2, ["3"]*2]
+
+
+@pytest.mark.parametrize("form, other", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_name_in_the_other_form_of_unicode_is_found(tmp_path, form, other):
+    name = picture(tmp_path/unicodedata.normalize(form, "café.jpg"))
+    assert read_table(table(tmp_path/"t.csv", f"path\n{unicodedata.normalize(other, name.name)}\n")).path[0] == name
+
+
+def test_a_name_is_not_looked_for_in_the_folder_of_the_command(tmp_path, monkeypatch):
+    "Where the table's own file is missing, another one of its name would be taken without a word."
+    picture(tmp_path/"here/a.jpg")
+    picture(tmp_path/"home/b.jpg")
+    (tmp_path/"there").mkdir()
+    monkeypatch.chdir(tmp_path/"here")
+    monkeypatch.setenv("HOME", str(tmp_path/"home"))
+    assert "names a.jpg, which is no file" in fault(read_table, table(tmp_path/"there/t.csv", "path\na.jpg\n"))
+    assert read_table(table(tmp_path/"there/t.csv", "path\n~/b.jpg\n")).path[0] == tmp_path/"home/b.jpg"
 
 
 def test_leave_one_out_by_brute_force(tmp_path):
@@ -724,12 +757,12 @@ def test_composed_and_decomposed_letters_are_one_name(tmp_path):
 
 
 def test_names_that_are_alike_are_told_and_stay_apart(tmp_path):
-    rows = [("0", "cam1", "Bob"), ("1", "Cam 01", "bob"), ("2", "cam01", "007"), ("3", "1", "7"), ("4", "1.0", "7a")]
+    rows = [("0", "cam1", "Bob"), ("1", "Cam 01", "bob"), ("2", "cam01", "007"), ("3", "1", "7"), ("4", "01", "7a")]
     for name, *_ in rows: picture(tmp_path/f"{name}.jpg")
     lines = ["path,camid,pid", *(f"{n}.jpg,{c},{p}" for n, c, p in rows)]
     found = read_table(table(tmp_path/"t.csv", "\n".join(lines)))
     cameras, people = found.attrs["notes"]
-    assert cameras.startswith("cameras '1' and '1.0', 'cam01' and 'cam1' are taken for different ones")
+    assert cameras.startswith("cameras '01' and '1', 'cam01' and 'cam1' are taken for different ones")
     assert people.startswith("identities '007' and '7', 'Bob' and 'bob' are")
     assert found.camid.nunique() == found.pid.nunique() == 5
     assert any("'cam01' and 'cam1'" in a for a in check_images(found)["advice"])

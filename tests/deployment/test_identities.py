@@ -242,17 +242,26 @@ def test_names_that_are_no_text(tmp_path):
 
 
 @pytest.mark.parametrize("text, message", [
-    ("", "has no column path and no column identity (it has none)"), ("path,who\na,b\n", "has no column identity"),
-    ("path,identity\na,unknown\nb,\n", "names no identity"), ('path,identity\na,"b\n', "cannot be read as CSV"),
-    ("path,identity\na.jpg,Ann\na.jpg,花子\n", "gives a.jpg two identities, 'Ann' and '花子'")])
-def test_wrong_known_tables_are_one_sentence(tmp_path, text, message):
+    ("", "has the columns (none)"), ("path,who\na,b\n", "has the columns path,who"),
+    ("path,identity\na,unknown\nb,\nc,Unknown\nd,nan\n", "names no identity"),
+    ('path,identity\na,"b\n', "cannot be divided into fields"), ("path,identity\na,b,c\n", "line 2 has 1 field more"),
+    ("path,identity\na.jpg,Ann\na.jpg,花子\n", "a.jpg two identities, 'Ann' and '花子'")])
+def test_wrong_known_tables_say_what_is_wrong(tmp_path, text, message):
     (tmp_path/"k.csv").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=re.escape(message)) as e: I.read_known(tmp_path/"k.csv")
-    assert str(tmp_path/"k.csv") in str(e.value) and "\n" not in str(e.value)
+    assert str(tmp_path/"k.csv") in str(e.value)
+
+
+@pytest.mark.parametrize("columns", ["path, identity, camera", "path, pid, camid"])
+def test_known_names_are_read_by_the_rules_of_all_tables(tmp_path, columns):
+    rows = ["a,7.0,1", "b,7,1", "c,Cafe\u0301,", "d,NA,2", "a,7,1"]
+    (tmp_path/"k.csv").write_text("\n".join([columns, *rows]), encoding="utf-8")
+    wanted = {"a": "7", "b": "7", "c": "Caf\u00e9"}
+    assert I.read_known(tmp_path/"k.csv") == {str(tmp_path/n): (who, 1.) for n, who in wanted.items()}
 
 
 def test_a_known_table_that_is_not_there(tmp_path):
-    with pytest.raises(DataError, match="cannot be read as CSV"): I.read_known(tmp_path/"no.csv")
+    with pytest.raises(DataError, match="no.csv cannot be read"): I.read_known(tmp_path/"no.csv")
     (tmp_path/"x.parquet").write_text("no parquet")
     pytest.importorskip("pyarrow")
     with pytest.raises(DataError, match="cannot be read as Parquet"): I.read_known(tmp_path/"x.parquet")

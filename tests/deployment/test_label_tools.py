@@ -200,10 +200,14 @@ def test_a_damaged_export_is_one_sentence(home, tool, kind, capsys):
 
 
 @pytest.mark.parametrize("text, words", [
-    ("name\nx\n", "no column path"), ("path,identity\n", "lists no crop"), ("path\na.jpg\n./a.jpg\n", "a crop twice"),
-    ("path,identity\na.jpg,\"a\x01b\"\n", "no text"), ("path,camera\na.jpg,\udce4\n", "no text")],
-    ids=["columns", "empty", "twice", "control", "not-utf8"])
+    ("name\nx\n", "has the columns name; its first line names columns"), ("path,identity\n", "lists no crop"),
+    ("path\na.jpg\n./a.jpg\n", "again, after line 2"), ("path,identity\na.jpg,\"a\x01b\"\n", "no text"),
+    ("path,camid\na.jpg,\udce4\n", "save the table as 'CSV UTF-8'"), ("path;camid\na.jpg;1\n", "save it with commas"),
+    ("Path,Pid\na.jpg,1\n", "lower case"), ("path,camid\na.jpg,1,2\n", "1 field more"), ("path\na\0.jpg\n", "no file"),
+    ("path\ngone.jpg\n", "line 2 names gone.jpg, which is no file")],
+    ids=["columns", "empty", "twice", "control", "not-utf8", "semicolons", "case", "fields", "zero", "gone"])
 def test_tables_that_cannot_be_written(tmp_path, text, words):
+    Image.new("RGB", (8, 16)).save(tmp_path/"a.jpg")
     (tmp_path/"t.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(DataError, match=words): read_crops(tmp_path/"t.csv")
 
@@ -219,10 +223,73 @@ def test_nothing_is_replaced_or_half_written(home, capsys):
     with pytest.raises(ConfigError, match="should end with .xml for cvat"): write_tasks(crops, home/"a.json", "cvat")
     with pytest.raises(ConfigError, match="choose label-studio, cvat"): write_tasks(crops, home/"a", "paper")
     os.remove(crops[3].path)
-    for tool in ("cvat", "market1501"):
-        assert main(["tasks", str(home/"who.csv"), str(home/f"new.{tool}.xml"), "--tool", tool]) == 1
+    for tool in TOOLS:
+        assert main(["tasks", str(home/"who.csv"), str(home/"new"/OUT[tool]), "--tool", tool]) == 1
+        assert "which is no file" in capsys.readouterr().err
         assert not list(home.glob("*new.*"))
     with pytest.raises(DataError, match="no export of label-studio"): read_tasks(home/"crops", crops)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for i in range(8): Image.new("RGB", (8, 16), (i, 0, 0)).save(tmp_path/f"{i}.jpg")
+    return tmp_path
+
+
+def crops_of(home, text):
+    (home/"t.csv").write_text(text, encoding="utf-8")
+    return read_crops(home/"t.csv")
+
+
+@pytest.mark.parametrize("columns", ["path,camid,pid,track", "path,camera,identity,track"])
+def test_crops_are_read_by_the_rules_of_all_tables(pictures, columns):
+    rows = ["1.0,7.0,3.0", "1,7,3", "nan,None,NA", ",-1.0,", ",,", " 1 , Cafe\u0301 ,3", "1,Caf\u00e9,3", "1,unknown,3"]
+    crops = crops_of(pictures, "\n".join([columns.replace(",", ", "), *(f"{i}.jpg,{r}" for i, r in enumerate(rows))]))
+    assert [(c.camera, c.identity, c.track) for c in crops] == [
+        *[("1", "7", "3")]*2, *[("", "", "")]*3, *[("1", "Caf\u00e9", "3")]*2, ("1", "", "3")]
+    images = list_images(pictures/"t.csv")                              # what check and adapt read
+    assert list(images.camid) == [c.camera for c in crops] and list(images.track) == [c.track for c in crops]
+    assert list(images.person[:7]) == [c.identity for c in crops[:7]]
+
+
+@pytest.mark.parametrize("sure, score", [("high", None), ("nan", None), ("7", None), ("", None), (".5", .5), ("1", 1)])
+def test_only_a_share_is_a_score(pictures, sure, score):
+    crops = crops_of(pictures, f"path,identity,confidence\n0.jpg,Ann,{sure}\n")
+    tasks = json.loads(write_tasks(crops, pictures/"t.json", "label-studio").read_text(), parse_constant=pytest.fail)
+    assert tasks[0]["predictions"][0].get("score") == score
+    labels = json.loads((write_tasks(crops, pictures/"f", "fiftyone")/"labels.json").read_text())["labels"]
+    assert labels["0000000"].get("confidence") == score
+
+
+@pytest.mark.parametrize("people", [["0", "1"], ["00", "person 00"], ["-5", "None"]], ids=["zero", "zeros", "words"])
+@pytest.mark.parametrize("split", [True, False])
+def test_every_name_stays_a_person(pictures, people, split):
+    crops = [Crop(str(pictures/f"{i}.jpg"), f"c{i % 2}", people[i//2]) for i in range(4)]
+    images = list_images(write_labels(crops, pictures/"labels.csv", split))
+    people = [images[images.path.map(str).isin([c.path for c in crops[i:i + 2]])].pid.unique() for i in (0, 2)]
+    assert [len(p) for p in people] == [1, 1] and people[0] != people[1] and min(people) >= split
+
+
+def test_labels_for_measuring_can_be_corrected_again(pictures):
+    crops = [Crop(str(pictures/f"{i}.jpg"), f"c{i % 2}", f"p{i//2}") for i in range(4)]
+    assert read_crops(write_labels(crops, pictures/"labels.csv", split=True)) == crops
+
+
+def test_other_files_in_a_market_folder_are_no_crops(home):
+    crops = read_crops(home/"who.csv")
+    folder = write_tasks(crops, home/"market", "market1501")/"bounding_box_train"
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store"): (folder/name).touch()
+    (folder/"new folder").mkdir()
+    assert read_tasks(home/"market", crops) == {c.path: c.identity for c in crops}
+
+
+def test_a_relative_export_of_fiftyone_is_found_from_its_folder(home, monkeypatch):
+    crops, out = read_crops(home/"who.csv"), home/"fiftyone"
+    write_tasks(crops, out, "fiftyone")
+    files = json.loads((out/"data.json").read_text())
+    (out/"data.json").write_text(json.dumps({i: os.path.relpath(path, out) for i, path in files.items()}))
+    monkeypatch.chdir(home)
+    assert read_tasks("fiftyone", crops) == {c.path: c.identity for c in crops}
 
 
 # ---------------------------------------------------------------- the tools' own packages

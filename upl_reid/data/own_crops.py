@@ -5,21 +5,22 @@
 # %% auto #0
 __all__ = ['PICTURE_SUFFIXES', 'OTHER_SUFFIXES', 'VIDEO_SUFFIXES', 'COLUMNS', 'MAX_ROWS', 'WILDLIFE', 'OWN', 'NO_VALUE',
            'LEFT_OUT', 'MANY_FOLDERS', 'CAMERA_FOLDER', 'SPLIT_FOLDER', 'BY_IDENTITY', 'BY_NAME', 'BY_SPLIT', 'FEWEST',
-           'DARK', 'raise_faults', 'known_text', 'is_file', 'is_not_utf8', 'field_fault', 'file_fault', 'parse_row',
-           'repeat_fault', 'used_columns', 'check_header', 'read_lines', 'natural_sort_key', 'fixed_number',
-           'identity_numbers', 'likeness_key', 'alike_note', 'make_listing', 'read_table', 'walk_folder', 'find_images',
-           'starts_like_picture', 'left_out_kind', 'ignored_files', 'cameras_by_folder', 'split_of', 'compile_pattern',
-           'parse_name', 'cameras_by_pattern', 'fitting_pattern', 'identity_doubt', 'split_doubt', 'has_cameras_inside',
-           'name_hint', 'folder_doubt', 'read_folder', 'list_images', 'camera_numbers', 'check_measurable', 'as_domain',
-           'load_folder', 'write_table', 'examine_image', 'camera_advice', 'size_advice', 'dark_advice', 'count_advice',
-           'pair_advice', 'check_images', 'readable_images', 'verdict', 'report_in_words']
+           'DARK', 'raise_faults', 'known_text', 'is_file', 'is_not_utf8', 'count_fault', 'field_fault', 'find_file',
+           'file_fault', 'parse_row', 'repeat_fault', 'used_columns', 'check_header', 'table_lines', 'read_lines',
+           'natural_sort_key', 'fixed_number', 'identity_numbers', 'likeness_key', 'alike_note', 'make_listing',
+           'read_table', 'walk_folder', 'find_images', 'starts_like_picture', 'left_out_kind', 'ignored_files',
+           'cameras_by_folder', 'split_of', 'compile_pattern', 'parse_name', 'cameras_by_pattern', 'fitting_pattern',
+           'identity_doubt', 'split_doubt', 'has_cameras_inside', 'name_hint', 'folder_doubt', 'read_folder',
+           'list_images', 'camera_numbers', 'check_measurable', 'as_domain', 'load_folder', 'write_table',
+           'examine_image', 'camera_advice', 'size_advice', 'dark_advice', 'count_advice', 'pair_advice',
+           'check_images', 'readable_images', 'verdict', 'report_in_words']
 
 # %% ../../nbs/data/20_own_crops.ipynb #11f789b7
 import csv, hashlib, io, os, re, unicodedata, warnings
 from collections import Counter
 from decimal import Decimal
 from pathlib import Path
-from typing import Sequence
+from typing import Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,7 @@ OTHER_SUFFIXES = {".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".jp2", ".
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".m4v", ".webm", ".mpg", ".mpeg", ".ts"}
 COLUMNS = ("path", "camid", "pid", "split", "time", "track")
 MAX_ROWS = 2_000_000
-WILDLIFE = (("pid", "identity"), ("time", "date")) # our column, its name in the tables of wildlife-datasets
+WILDLIFE = dict(pid="identity", time="date", camid="camera") # our column, its name in other tables
 OWN = ("folder", "labelled") # names of domains of one's own: to adapt to, and, with identities, to learn from
 
 def raise_faults(
@@ -74,6 +75,13 @@ def is_not_utf8(
     return any("\udc80" <= c <= "\udcff" for c in text)
 
 # %% ../../nbs/data/20_own_crops.ipynb #de2a9d20
+def count_fault(
+    extra: int, # fields of a line more than columns
+) -> str: # empty if nothing is wrong
+    "What is wrong with a line of too many or too few fields."
+    count = f"{abs(extra)} field{'s' if abs(extra) > 1 else ''} {'more' if extra > 0 else 'less'}"
+    return f"has {count} than the first line" if extra else ""
+
 def field_fault(
     name: str, # of the file
     pid: str, # as written
@@ -89,6 +97,15 @@ def field_fault(
     return ""
 
 # %% ../../nbs/data/20_own_crops.ipynb #583bb943
+def find_file(
+    name: str, # as a table gives it; ~ is the home folder
+    home: Path, # of the table
+) -> Path | None: # None: no regular file
+    "The file that a table names."
+    short = name.strip()
+    names = [name, short, given_path(short), *(unicodedata.normalize(form, short) for form in ("NFC", "NFD"))]
+    return next((path for path in (home/n for n in names) if is_file(path)), None)
+
 def file_fault(
     fields: dict, # column -> text
     name: str, # of the file, without spaces around it
@@ -104,21 +121,18 @@ def file_fault(
 # %% ../../nbs/data/20_own_crops.ipynb #a1b9b35a
 def parse_row(
     fields: dict, # column -> text
-    extra: int, # fields more than columns
     home: Path, # of the table
+    there: bool = True, # whether the file has to be there
 ) -> tuple: # row or None, what is wrong or ""
-    "One line as a row (path, camid, pid, split, time, track), or what is wrong with it."
-    if extra:
-        count = f"{abs(extra)} field{'s' if abs(extra) > 1 else ''} {'more' if extra > 0 else 'less'}"
-        return None, f"has {count} than the first line"
-    name, split, camera, track = (fields.get(k, "").strip() for k in ("path", "split", "camid", "track"))
-    split = known_text(split)
-    pid, time = (fields.get(own, fields.get(theirs, "")).strip() for own, theirs in WILDLIFE)
-    pid = "" if "pid" not in fields and pid == "unknown" else re.sub(r"^(-?\d+)\.0+$", r"\1", pid)
+    "One line as a row (path, camid, pid, split, time, track, confidence), or what is wrong with it."
+    get = lambda name: fields.get(name, fields.get(WILDLIFE.get(name, name), "")).strip()
+    name, split = get("path"), known_text(get("split"))
+    camera, pid, track = (re.sub(r"^(-?\d+)\.0+$", r"\1", get(name)) for name in ("camid", "pid", "track"))
+    if "pid" not in fields and pid.lower() == "unknown": pid = ""
     if fault := field_fault(name, known_text(pid), split): return None, fault
-    path = next((p for p in (home/fields["path"], home/name, given_path(name)) if is_file(p)), None)
-    if fault := file_fault(fields, name, path): return None, fault
-    return (path, camera, pid, split or "train", time, track), ""
+    path = find_file(fields["path"], home)
+    if there and (fault := file_fault(fields, name, path)): return None, fault
+    return (path or home/fields["path"], camera, pid, split or "train", get("time"), track, get("confidence")), ""
 
 # %% ../../nbs/data/20_own_crops.ipynb #6ec7d208
 def repeat_fault(
@@ -139,7 +153,7 @@ def used_columns(
     header: list, # column names of a table
 ) -> tuple: # of column names
     "The columns that are read: `COLUMNS`, or their names in a table of wildlife-datasets."
-    theirs = dict(WILDLIFE) if "identity" in header and "pid" not in header else {}
+    theirs = WILDLIFE if "identity" in header and "pid" not in header else {}
     return tuple(name if name in header else theirs.get(name, name) for name in COLUMNS)
 
 def check_header(
@@ -162,28 +176,43 @@ def check_header(
     raise DataError(f"{path} has the columns {shown}; {remedy}, path at least{hint}")
 
 # %% ../../nbs/data/20_own_crops.ipynb #b002a967
+def table_lines(
+    path: Path, # CSV file, UTF-8
+) -> Iterator[tuple]: # number of the line, column -> text, what is wrong or ""
+    "The lines of a table. Raises `DataError` for a file that cannot be read, wrong columns and too many lines."
+    try: file = open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") # file names may be any bytes
+    except OSError as e: raise DataError(f"{path} cannot be read ({e.strerror})") from None
+    with file:
+        lines = csv.reader(file, strict=True)
+        full = (fields for fields in lines if any(f.strip() for f in fields))
+        try:
+            header = [name.strip() for name in next(full, [])]
+            check_header(path, header)
+            for count, fields in enumerate(full):
+                if count >= MAX_ROWS:
+                    raise DataError(f"{path} has more than {MAX_ROWS:,} lines; divide it into several tables")
+                yield lines.line_num, dict(zip(header, fields)), count_fault(len(fields) - len(header))
+        except csv.Error as e:
+            what = f"cannot be divided into fields, so nothing after it was read ({printable_text(e)})"
+            yield lines.line_num, {}, f"{what}; quote a whole field or none of it"
+
+
+# %% ../../nbs/data/20_own_crops.ipynb #2df7c708
 def read_lines(
     path: Path, # of the table
-    file: io.TextIOBase, # opened
-) -> tuple: # rows, faults, columns that are not used
-    "Rows of a table and what is wrong with its lines. Raises `DataError` for wrong columns and for too many lines."
-    found: tuple[list, list, list, dict] = [], [], [], {}
-    (rows, faults, header, seen), lines = found, csv.reader(file, strict=True)
-    try:
-        header = [name.strip() for name in next(lines, [])]
-        check_header(path, header)
-        for fields in lines:
-            if len(rows) + len(faults) >= MAX_ROWS:
-                raise DataError(f"{path} has more than {MAX_ROWS:,} lines; divide it into several tables")
-            if not any(f.strip() for f in fields): continue
-            row, fault = parse_row(dict(zip(header, fields)), len(fields) - len(header), path.parent)
-            fault = fault or repeat_fault(row, lines.line_num, seen)
-            if fault: faults.append(f"line {lines.line_num} {fault}")
-            else: rows.append(row)
-    except csv.Error as e:
-        what = f"cannot be divided into fields, so nothing after it was read ({printable_text(e)})"
-        faults.append(f"line {lines.line_num} {what}; quote a whole field or none of it")
-    return rows, faults, [name for name in header if name not in used_columns(header)]
+    lines: Iterable[tuple], # of `table_lines`
+    there: bool = True, # whether the files have to be there, each once
+) -> tuple: # rows of `parse_row`, columns that are not used
+    "Rows of a table. Raises `DataError` with all that is wrong with its lines."
+    rows, faults, seen, header = [], [], dict[str, tuple](), list[str]()
+    for number, fields, fault in lines:
+        row, fault = (None, fault) if fault else parse_row(fields, path.parent, there)
+        if there: fault = fault or repeat_fault(row, number, seen)
+        if fault: faults.append(f"line {number} {fault}")
+        else: rows.append(row)
+        header = header or list(fields)
+    raise_faults(str(path), faults, "correct or remove these lines")
+    return rows, [name for name in header if name not in (*used_columns(header), "confidence")]
 
 # %% ../../nbs/data/20_own_crops.ipynb #be3e4353
 def natural_sort_key(
@@ -275,17 +304,14 @@ def read_table(
 ) -> pd.DataFrame: # of `make_listing`
     "The images that a CSV file lists. Raises `DataError` with every fault: columns, lines, files that are not there."
     path = given_path(path)
-    try: file = open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") # file names may be any bytes
-    except OSError as e: raise DataError(f"{path} cannot be read ({e.strerror})") from None
-    with file: rows, faults, unused = read_lines(path, file)
-    raise_faults(str(path), faults, "correct or remove these lines")
+    rows, unused = read_lines(path, table_lines(path))
     remedy = f"its first line names columns out of {','.join(COLUMNS)}, path at least, every further line one image"
     if not rows: raise DataError(f"{path} lists no image; {remedy}")
     nobody = sum(known_text(row[2]) in ("", "-1") for row in rows)
     columns = printable_text(", ".join(map(repr, unused)))
     notes = [f"columns of {printable_text(path.name)} that are not used: {columns}"]*bool(unused)
     if unused and nobody: notes.append(f"{nobody:,} of {len(rows):,} pictures have no identity (unknown)")
-    return make_listing(rows, notes)
+    return make_listing([row[:len(COLUMNS)] for row in rows], notes)
 
 # %% ../../nbs/data/20_own_crops.ipynb #f2b7e0a7
 def walk_folder(

@@ -5,20 +5,21 @@
 # %% auto #0
 __all__ = ['UNKNOWN', 'group_crops', 'member_cosines', 'Threshold', 'rate_threshold', 'identity_means', 'best_known', 'new_names',
            'settle_groups', 'agree_names', 'names_by_answers', 'best_allowed', 'Identities', 'identify',
-           'relative_name', 'write_identities', 'identity_rows', 'read_known', 'pair_quality', 'open_set_quality',
-           'nearest_crops', 'linked_crops']
+           'relative_name', 'write_identities', 'parquet_lines', 'identity_rows', 'read_known', 'pair_quality',
+           'open_set_quality', 'nearest_crops', 'linked_crops']
 
 # %% ../../nbs/deployment/50_identities.ipynb #1fab8aef
 import csv, io, os, re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Iterator, Sequence
 
 import numpy as np
 import torch
 
 from ..components.tracks import AnswerLinks, own_clusters, track_means, TrackLinks
 from ..core import absolute_name, ConfigError, count_pairs, DataError, given_path, printable_text, write_atomic
+from ..data.own_crops import check_header, fixed_number, known_text, read_lines, table_lines
 from .gallery import natural_key
 from .match_calibration import Calibration, RATES
 
@@ -327,53 +328,51 @@ def _parquet(columns):
     return out.getvalue()
 
 # %% ../../nbs/deployment/50_identities.ipynb #072f19ff
+def parquet_lines(
+    path: Path, # .parquet
+) -> Iterator[tuple]: # number of the row, column -> text, ""
+    "The rows of a Parquet table as `table_lines` gives those of a CSV file. Raises `DataError` for another file."
+    pyarrow = _pyarrow()
+    try: table = pyarrow.parquet.read_table(path)
+    except (OSError, ValueError, pyarrow.ArrowException) as e:
+        raise DataError(f"{path} cannot be read as Parquet ({printable_text(e)})") from None
+    check_header(path, table.column_names)
+    for number, row in enumerate(table.to_pylist(), 1):
+        yield number, {name: "" if value is None else str(value) for name, value in row.items()}, ""
+
 def identity_rows(
     path: Path, # .csv or .parquet
-) -> tuple[list, list]: # column names, rows as dicts of text
-    "The rows of a table of identities. Raises `DataError` for a file that cannot be read."
-    if path.suffix == ".parquet":
-        pyarrow = _pyarrow()
-        try: table = pyarrow.parquet.read_table(path)
-        except (OSError, ValueError, pyarrow.ArrowException) as e:
-            raise DataError(f"{path} cannot be read as Parquet ({printable_text(e)})") from None
-        rows = [{k: "" if v is None else str(v) for k, v in row.items()} for row in table.to_pylist()]
-        return table.column_names, rows
-    try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as f:
-            reader = csv.DictReader(f, strict=True, restval="")
-            return list(reader.fieldnames or []), list(reader)
-    except (OSError, csv.Error) as e:
-        raise DataError(f"{path} cannot be read as CSV ({printable_text(e)}); give the table of an earlier call") \
-            from None
+    there: bool = True, # whether the pictures have to be there, each once
+) -> list: # of (absolute path, camera, identity, time, track, confidence), text; empty: unknown
+    "The rows of a table of identities, by the rules of `read_table`. Raises `DataError` with all faults."
+    rows = read_lines(path, (parquet_lines if path.suffix == ".parquet" else table_lines)(path), there)[0]
+    def clean(place, camera, who, split, time, track, sure):
+        camera, who, time, track = map(known_text, (camera, who, time, track))
+        who = "" if who.lower() == UNKNOWN or fixed_number(who, split) is not None else who
+        return os.path.abspath(place), camera, who, time, track, sure if _share(sure) is not None else ""
+    return [clean(*row) for row in rows]
 
 # %% ../../nbs/deployment/50_identities.ipynb #e40e6fbb
 def _share(text):
-    "A confidence as a table has it; 1 for anything that is no number from 0 to 1."
-    try: value = float(text or 1)
-    except ValueError: return 1.
-    return value if 0 <= value <= 1 else 1.
+    "A confidence as a table has it; None for anything that is no number from 0 to 1."
+    try: value = float(text)
+    except ValueError: return None
+    return value if 0 <= value <= 1 else None
 
 # %% ../../nbs/deployment/50_identities.ipynb #a3dbce2f
 def read_known(
-    path: str | Path, # .csv or .parquet, of `write_identities` or with the columns path and identity
+    path: str | Path, # .csv or .parquet, of `write_identities` or with the columns path and identity or pid
 ) -> dict: # absolute path -> identity, confidence (1 where the table has none)
-    "Crops with a known identity. Raises `DataError` for missing columns, and for a crop with two identities."
-    path = given_path(path)
-    columns, rows = identity_rows(path)
-    if missing := [name for name in ("path", "identity") if name not in columns]:
-        raise DataError(f"{path} has no column {' and no column '.join(missing)} (it has "
-                        f"{printable_text(', '.join(columns)) or 'none'}); a known table has path and identity")
-    known: dict[str, tuple] = {}
-    for row in rows:
-        name, who = row["path"] or "", (row["identity"] or "").strip()
-        if not name or who in ("", UNKNOWN): continue
-        whole = os.path.abspath(path.parent/name)
-        before = known.setdefault(whole, (who, _share(row.get("confidence"))))[0]
+    "Crops with a known identity. Raises `DataError` for a table without any, and for a crop with two identities."
+    path, known = given_path(path), dict[str, tuple]()
+    for place, _, who, _, _, sure in identity_rows(path, there=False):
+        if not who: continue
+        before = known.setdefault(place, (who, float(sure or 1)))[0]
         if before != who:
-            raise DataError(f"{path} gives {printable_text(name)} two identities, {printable_text(before)!r} and "
+            raise DataError(f"{path} gives {printable_text(place)} two identities, {printable_text(before)!r} and "
                             f"{printable_text(who)!r}; leave one of them")
-    if not known: raise DataError(f"{path} names no identity; leave --known out, or give a table with names")
-    return known
+    if known: return known
+    raise DataError(f"{path} names no identity; leave --known out, or give names in a column identity")
 
 # %% ../../nbs/deployment/50_identities.ipynb #5d7bc7c1
 def pair_quality(
