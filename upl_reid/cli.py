@@ -11,10 +11,10 @@ __all__ = ['core', 'MARK', 'PRESET_NAMES', 'CROPS', 'MODEL', 'DEVICE', 'PATTERN'
            'evaluate', 'same_model', 'file_marks', 'named_images', 'entries_of', 'is_changed', 'images_to_embed',
            'name_people', 'build_gallery', 'count_images', 'left_out_lines', 'file_is_gone', 'gone_entries',
            'gallery_notes', 'gallery_to_write', 'measure_gallery', 'index_crops', 'index_parquet', 'threshold_lines',
-           'index', 'entry_name', 'check_forget', 'forget_notes', 'forget', 'as_lines', 'own_camera', 'Asked',
-           'tracks_to_search', 'search', 'browse', 'is_identities', 'identities', 'tasks', 'is_tasks', 'is_labels',
-           'labels', 'export', 'run', 'named_folders', 'records', 'reports', 'argument', 'as_path', 'make_parser',
-           'print_text', 'to_json_value', 'warning_line', 'main']
+           'index', 'entry_name', 'check_forget', 'time_notes', 'forget_notes', 'forget', 'as_lines', 'own_camera',
+           'Asked', 'tracks_to_search', 'search', 'browse', 'is_identities', 'identities', 'tasks', 'is_tasks',
+           'is_labels', 'labels', 'export', 'run', 'named_folders', 'records', 'reports', 'argument', 'as_path',
+           'make_parser', 'print_text', 'to_json_value', 'warning_line', 'main']
 
 # %% ../nbs/cli.ipynb #98318773
 import argparse, json, math, numbers, os, shlex, shutil, sys, tempfile, warnings
@@ -755,18 +755,27 @@ def check_forget(
         raise core.DataError(f"there is no gallery {core.given_path(a.gallery)}; give the file that index wrote")
 
 # %% ../nbs/cli.ipynb #f1170022
+def time_notes(
+    gallery: "GalleryHome", # with entries of any times
+    limits: dict, # name of an option -> time, or None
+    done: str, # what the command did not do with an entry whose time cannot be compared
+) -> list: # of sentences
+    "What is said of entries whose times cannot be compared with a limit."
+    given, notes = {what: limit for what, limit in limits.items() if limit is not None}, []
+    found = [data.moment(time) for time in gallery.rows.time] if given else []
+    for what, limit in given.items():
+        dated = deployment.checked_moment(limit, what)[0]
+        if unknown := sum(m is None or m[0] != dated for m in found):
+            notes.append(f"{count_images(unknown)} without a time that can be compared with {limit}: {done}")
+    return notes
+
 def forget_notes(
     a: argparse.Namespace, # parsed arguments
     gallery: "GalleryHome", # after the removal
     whole: bool, # of `purge`
 ) -> list: # of sentences
     "What a removal could not do."
-    notes = []
-    if a.before is not None:
-        dated = deployment.checked_moment(a.before, "--before")[0]
-        found = [deployment.moment(time) for time in gallery.rows.time]
-        if unknown := sum(m is None or m[0] != dated for m in found):
-            notes.append(f"{count_images(unknown)} without a time that can be compared with {a.before}: not removed")
+    notes = time_notes(gallery, {"--before": a.before}, "not removed")
     if not whole: notes.append("the user of this database may not make a checkpoint, so bytes of removed entries stay "
                                "in its files until the server's next one (by default within five minutes)")
     return notes
@@ -991,8 +1000,10 @@ def search(
     if a.picture: check_out(a.picture, (".png", ".pdf"), has_mark)
     if a.html: check_out(a.html, (".html", ".htm"), has_page_mark)
     images, doubts = _listed_tracks(a) if a.tracks else (None, [])
-    for doubt in doubts: print(f"note: {doubt}", file=sys.stderr, flush=True)
     gallery, bad = _open_gallery(a, embedder)
+    if not deployment.is_postgres(a.gallery):                            # whose entries are not all read for a search
+        doubts += time_notes(gallery, {"--since": a.since, "--until": a.until}, "not searched")
+    for doubt in doubts: print(f"note: {doubt}", file=sys.stderr, flush=True)
     asked = _queries(a, gallery, embedder) if images is None else _tracks_as_queries(a, gallery, embedder, images)
     limits = a.k, asked.without, a.false_match_rate, a.camera, a.since, a.until
     hits, kind = gallery.search(asked.vectors, *limits), "tracks" if a.tracks else "pictures"

@@ -10,7 +10,8 @@ from upl_reid.data.benchmarks import load_domain
 from upl_reid.data.own_crops import as_domain, list_images, load_folder, make_listing, write_table
 from upl_reid.data.splits import Split
 from upl_reid.data.synthetic import write_domain
-from upl_reid.data.tracks import seconds_of_text, track_numbers, walk_times
+from upl_reid.data.tracks import moment, seconds_of_text, track_numbers, walk_times
+from upl_reid.deployment.gallery import Gallery
 from upl_reid.experiments.runs import domain_fingerprint
 
 
@@ -70,6 +71,26 @@ def test_seconds_of_text(text, seconds): assert seconds_of_text(f" {text} ") == 
 @pytest.mark.parametrize("text", ["", "noon", "１２", "nan", "inf", "1e5", "2024-13-01", "正午", "12,5",
                                   "9999999-01-01"])
 def test_other_text_is_no_time(text): assert np.isnan(seconds_of_text(text))
+
+
+@pytest.mark.parametrize("text, date", [
+    ("20240501_090003", True), ("20240501090003", True), ("20240501T090003", True), ("2024-05-01 09:00:03", True),
+    ("20240501", False), ("20241301090003", False), ("1714554003123", False), ("9:00:03", False), ("-3.5", False)])
+def test_a_text_is_one_time_for_training_and_search(text, date):
+    gallery = Gallery(2, None)
+    gallery.add(np.eye(2), ["a", "b"], times=[text, "noon"])
+    since = "2024-05-01T09:00:03" if date else seconds_of_text(text)
+    assert seconds_of_text(text) == (1714554003 if date else moment(since)[1])
+    for limit, there in ((since, ["a"]), ("2024-05-01T09:00:04" if date else since + 1, [])):
+        assert list(gallery.search(np.eye(2), since=limit).path.unique()) == there
+
+
+@pytest.mark.parametrize("time", [3, 3., np.int64(3), np.float64(3), "3", "0:00:03", "٠:٠٠:٠٣"], ids=repr)
+def test_numbers_are_times(time): assert moment(time) == (False, 3.)
+
+
+@pytest.mark.parametrize("time", [float("nan"), float("inf"), "1_0", "1e5", "", None, "noon"], ids=repr)
+def test_what_is_no_moment(time): assert moment(time) is None
 
 
 def test_track_numbers_are_pairs_of_camera_and_name():

@@ -67,6 +67,14 @@ def test_index_search_and_forget(home, saved, crops, tmp_path, capsys):
     assert said(capsys, "search", saved, home, "--device", "cpu")[0] == 0
 
 
+def test_search_tells_which_times_cannot_be_compared(saved, crops, tmp_path, capsys):
+    listed = table(tmp_path, crops, **{"04": dict(time="noon"), "05": dict(time="20260531_230000")})
+    code, facts, err = said(capsys, "search", saved, listed, crops/"cam0/03.png", "-k", 20, "--device", "cpu",
+                            "--since", "2026-05-31T09:00")
+    assert {Path(h["path"]).stem for h in facts["hits"]} == {"05", "10", "11"}       # 09 is of the query's camera
+    assert "note: 1 image without a time that can be compared with 2026-05-31T09:00: not searched" in err
+
+
 def test_forget_refuses_what_could_mean_two_things(home, saved, crops, capsys):
     assert said(capsys, "index", saved, crops, home, "--device", "cpu")[0] == 0
     for arguments, words in (((), "nothing to remove"), (("--before", "2026-01-01", "--camera", "cam1"), "alone"),

@@ -16,7 +16,8 @@ from typing import Any, Callable, Iterator, Sequence, TYPE_CHECKING
 from urllib.parse import parse_qs, quote
 
 from ..core import any_names, ConfigError, DataError, given_path, printable_text, RunError
-from .gallery import certainty, moment, natural_key, PAGE_STYLE, thumbnail_jpeg
+from ..data.tracks import moment
+from .gallery import certainty, natural_key, PAGE_STYLE, thumbnail_jpeg
 from .gallery_homes import ReadableGallery
 from .postgres_gallery import is_postgres, split_address
 

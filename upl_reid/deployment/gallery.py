@@ -6,16 +6,15 @@
 __all__ = ['EXACT', 'KNOWN', 'PAGE_MARK', 'PAGE_STYLE', 'unit_vectors', 'sample_rows', 'GrowingArray', 'pad_hits', 'best_of_all',
            'best_of_candidates', 'principal_axes', 'cell_centres', 'empty_index', 'index_codebook', 'ivf_candidates',
            'cell_ranks', 'checked_name', 'one_each', 'EmptyRows', 'checked_columns', 'GalleryRows', 'GalleryColumns',
-           'GalleryAppend', 'GalleryTable', 'moment', 'checked_moment', 'GalleryFilter', 'GalleryByIndex',
-           'GalleryNeighbours', 'GalleryTruth', 'GalleryTuning', 'GalleryIndex', 'GrowingGallery', 'find_named',
-           'GalleryKeep', 'ShrinkingGallery', 'GalleryUpdate', 'GalleryNames', 'Hits', 'GalleryCameras',
-           'GalleryNearest', 'GallerySearch', 'track_queries', 'Gallery', 'certainty', 'short_name', 'natural_key',
-           'draw_hits', 'thumbnail_jpeg', 'thumbnail', 'page_text', 'page_figure', 'hits_page']
+           'GalleryAppend', 'GalleryTable', 'checked_moment', 'GalleryFilter', 'GalleryByIndex', 'GalleryNeighbours',
+           'GalleryTruth', 'GalleryTuning', 'GalleryIndex', 'GrowingGallery', 'find_named', 'GalleryKeep',
+           'ShrinkingGallery', 'GalleryUpdate', 'GalleryNames', 'Hits', 'GalleryCameras', 'GalleryNearest',
+           'GallerySearch', 'track_queries', 'Gallery', 'certainty', 'short_name', 'natural_key', 'draw_hits',
+           'thumbnail_jpeg', 'thumbnail', 'page_text', 'page_figure', 'hits_page']
 
 # %% ../../nbs/deployment/30_gallery.ipynb #1949611c
-import base64, html, io, json, math, re, warnings
+import base64, html, io, json, re, warnings
 from dataclasses import asdict, dataclass
-from datetime import datetime, UTC
 from pathlib import Path
 from typing import Any, Self, Sequence, TYPE_CHECKING, TypeVar
 
@@ -25,6 +24,7 @@ import torch
 
 from ..core import any_names, ConfigError, DataError, given_path, printable_text, seed_for, write_tensors
 from ..data.decoding import read_image
+from ..data.tracks import moment
 from .match_calibration import Calibration, PARSE_ERRORS
 
 if TYPE_CHECKING: import pandas as pd           # loaded where a table is made: importing pandas takes half a second
@@ -354,17 +354,6 @@ class GalleryTable(GalleryAppend):
         return self._rows
 
 # %% ../../nbs/deployment/30_gallery.ipynb #88e1d1b9
-def moment(
-    time, # text, number or datetime
-) -> tuple[bool, float] | None: # whether it is a date, and its seconds since 1970, or the number; None: neither
-    "A time as something that can be compared: an ISO 8601 date (UTC unless it names a zone) or a number."
-    try: return (False, number) if math.isfinite(number := float(time)) else None
-    except (TypeError, ValueError): pass        # not a number
-    try:
-        date = time if isinstance(time, datetime) else datetime.fromisoformat(str(time).strip())
-        return True, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError): return None
-
 def checked_moment(
     time, # as of `moment`
     what: str, # name of the argument
@@ -372,7 +361,7 @@ def checked_moment(
     "As `moment`. Raises `ConfigError` for anything else."
     if found := moment(time): return found
     raise ConfigError(f"{what}={printable_text(time)!r} is no time; give a date as in 2026-05-31 or "
-                      "2026-05-31T08:00, or a number if the gallery's times are numbers")
+                      "2026-05-31T08:00, or a number or time of day if the gallery's times are of this kind")
 
 # %% ../../nbs/deployment/30_gallery.ipynb #732e9e43
 class GalleryFilter(GalleryTable):

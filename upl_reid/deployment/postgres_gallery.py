@@ -22,8 +22,9 @@ from typing import Any, Callable, Iterator, Self, Sequence, TYPE_CHECKING
 import numpy as np
 
 from ..core import any_names, ConfigError, DataError, printable_text, RunError
+from ..data.tracks import moment
 from .gallery import (checked_columns, checked_moment, checked_name, EXACT, find_named, KNOWN,
-                                         moment, one_each, unit_vectors)
+                                         one_each, unit_vectors)
 from .match_calibration import Calibration
 
 if TYPE_CHECKING: import pandas as pd
