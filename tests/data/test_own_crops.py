@@ -782,6 +782,18 @@ def test_times_that_are_none_are_told(tmp_path):
                                     "give seconds, 9:00:03 or 2024-05-01T09:00:03"]
 
 
+@pytest.mark.parametrize("times, says", [
+    (["23:59:58", "0:00:02", "9:00", "9:05"], "tracks that last longer than 12 hours: 1, first 'A'"),
+    (["9:00:00", "2024-05-01T09:00:05", "", ""], "some times are dates and others are not"),
+    (["9:00", "20:59", "9:00", "9:05"], ""), (["0", "86400", "5", ""], ""),
+    (["2024-05-01T23:59:58", "2024-05-02T00:00:02", "", ""], "")], ids=["midnight", "both", "day", "seconds", "dates"])
+def test_times_that_hold_for_several_days_are_told(tmp_path, times, says):
+    for i in range(4): picture(tmp_path/f"{i}.jpg")
+    lines = [f"{i}.jpg,1,{'AABB'[i]},{t}" for i, t in enumerate(times)]
+    notes = read_table(table(tmp_path/"t.csv", "\n".join(["path,camid,track,time", *lines]))).attrs["notes"]
+    assert len(notes) == bool(says) and says in "".join(notes)
+
+
 @pytest.mark.parametrize("head, encoding, says", [
     ("path;camid", "utf-8", "with semicolons"), ("path\tcamid", "utf-8", "with tabs"),
     ("path|camid", "utf-8", "vertical"),

@@ -28,7 +28,7 @@ import pandas as pd
 from ..core import any_names, DataError, given_path, map_in_threads, printable_text, write_atomic
 from .decoding import read_image
 from .splits import Domain, Split
-from .tracks import seconds_of_text, track_numbers
+from .tracks import CLOCK, moment, seconds_of_text, track_numbers
 
 # %% ../../nbs/data/20_own_crops.ipynb #44937ed2
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
@@ -275,12 +275,21 @@ def _known_columns(frame):
             notes.append(f"{name} {printable_text(gone.iloc[0])!r} is read as unknown, in {len(gone):,} pictures")
     return frame.assign(**columns), notes
 
-def _time_note(times):
-    "A note on times that are no times."
-    wrong = [t for t in times if t and np.isnan(seconds_of_text(t))]
-    if not wrong: return []
-    return [f"the time of {len(wrong):,} pictures cannot be used, first {printable_text(wrong[0])!r}; "
-            "give seconds, 9:00:03 or 2024-05-01T09:00:03"]
+# %% ../../nbs/data/20_own_crops.ipynb #71e0be5a
+def _time_notes(frame):
+    "Notes on times that are no times, or that hold for several days."
+    found, notes, ends = [moment(t) for t in frame.time], [], dict[tuple, list]()
+    wrong = [t for t, m in zip(frame.time, found) if t and m is None]
+    if wrong: notes.append(f"the time of {len(wrong):,} pictures cannot be used, first {printable_text(wrong[0])!r}; "
+                           "give seconds, 9:00:03 or 2024-05-01T09:00:03")
+    if len({m[0] for m in found if m}) == 2:
+        notes.append("some times are dates and others are not, so they cannot be compared; give all pictures dates")
+    for *track, time, m in zip(frame.camid, frame.track, frame.time, found):
+        if track[1] and CLOCK.fullmatch(time): ends.setdefault(tuple(track), []).append(m[1])
+    long = [track for (_, track), seconds in ends.items() if max(seconds) - min(seconds) > 12*3600]
+    if long: notes.append(f"tracks that last longer than 12 hours: {len(long):,}, first {printable_text(long[0])!r}; "
+                          "times of day are for crops of one day, so give dates, as in 2024-05-01T09:00:03")
+    return notes
 
 # %% ../../nbs/data/20_own_crops.ipynb #f82b6469
 @any_names()
@@ -295,7 +304,7 @@ def make_listing(
     numbers, names = identity_numbers(list(frame.pid), list(frame.split))
     frame = frame.assign(pid=numbers, person=pd.Series(names, dtype=object))
     alike = [] if doubt else [*alike_note("cameras", list(frame.camid)), *alike_note("identities", names)]
-    frame.attrs.update(notes=[*notes, *unknown, *alike, *_time_note(frame.time)], doubt=doubt)
+    frame.attrs.update(notes=[*notes, *unknown, *alike, *_time_notes(frame)], doubt=doubt)
     return frame
 
 # %% ../../nbs/data/20_own_crops.ipynb #520c39fd
