@@ -624,3 +624,22 @@ def test_a_domain_of_duke_s_published_size_is_counted_as_the_paper_counts_it():
     same = {"ids": "#IDs", "images": "#Images", "cameras": "#Cameras", "train images": "Train",
             "query images": "Query", "gallery images": "Gallery"}
     for a, b in same.items(): assert ours[a] == theirs[b], (a, b)
+
+
+def test_what_is_left_out_of_an_archive_is_told(tmp_path):
+    home = tmp_path/"Market-1501"
+    make_folders(home, MARKET_ROWS, market_name)
+    (home/"query/0009_c1s1_000001_00.jpg").symlink_to(tmp_path/"gone.jpg")
+    put(home/"query/0009_c1s1_000002_00", b"\xff\xd8\xff and so on")
+    with pytest.warns(UserWarning) as told: assert len(load_domain("market1501", home).query) == 3
+    said = " ".join(str(w.message) for w in told)
+    assert "links to files that do not exist, 1 left out" in said and "names do not end as pictures' do" in said
+
+
+def test_linked_folders_of_mars_are_told(tmp_path):
+    for part in ("bbox_train", "bbox_test"):
+        for i in (1, 2): put(tmp_path/f"MARS/{part}/{i:04d}/{i:04d}C{i}T0001F001.jpg")
+    put(tmp_path/"else/0005/0005C1T0001F001.jpg")
+    (tmp_path/"MARS/bbox_train/0005").symlink_to(tmp_path/"else/0005")
+    with pytest.warns(UserWarning, match="links to folders are not followed, 1 left out, first 0005"):
+        assert len(load_domain("mars", tmp_path).train) == 2

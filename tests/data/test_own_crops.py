@@ -490,6 +490,35 @@ def test_images_csv_is_found_in_its_folder(tmp_path):
     assert list_images(tmp_path, r"(?P<cam>cam\d)").camid.tolist() == ["cam1"]
 
 
+def test_pictures_beside_images_csv_are_told(tmp_path):
+    for n in "abc": picture(tmp_path/f"cam1/{n}.jpg")
+    table(tmp_path/"images.csv", "path\ncam1/a.jpg\n")
+    assert list_images(tmp_path).attrs["notes"] == [
+        f"2 pictures of {tmp_path} are not in its images.csv and are left out, first {tmp_path}/cam1/b.jpg; "
+        "list them, or remove the table"]
+    write_table(list_images(tmp_path, "(?P<cam>cam1)"), tmp_path/"images.csv")
+    assert not list_images(tmp_path).attrs["notes"]
+
+
+@pytest.mark.parametrize("root, pattern, says", [
+    ("t.csv", r"(?P<cam>\w)", "a pattern is for a folder"), ("", None, "an empty name is no folder"),
+    ("x"*300, None, "is neither a folder nor a CSV file"), ("a\0b", None, "is neither a folder nor a CSV file"),
+    (".", "(?P<cam>a{99999999999999})", "is no regular expression"),
+    (".", "("*5000 + ")"*5000 + "(?P<cam>.)", "is no regular expression")],
+    ids=["table", "empty", "long", "zero", "huge", "deep"])
+def test_what_cannot_be_listed(tmp_path, monkeypatch, root, pattern, says):
+    picture(tmp_path/"a.jpg")
+    table(tmp_path/"t.csv", "path\na.jpg\n")
+    monkeypatch.chdir(tmp_path)
+    assert says in fault(list_images, root, pattern)
+
+
+@pytest.mark.parametrize("folder", ["@eaDir", "__MACOSX", "$RECYCLE.BIN", "#recycle", ".thumbnails"])
+def test_folders_of_systems_hold_no_crops(tmp_path, folder):
+    for place in (".", folder, f"cam1/{folder}", f"cam1/{folder}/0.jpg"): picture(tmp_path/place/"cam1/0.jpg")
+    assert [p.as_posix() for p in find_images(tmp_path)] == ["cam1/0.jpg"] and not ignored_files(tmp_path)
+
+
 # ---- pictures
 
 def bomb(width, height):
@@ -715,6 +744,27 @@ def test_few_folders_of_identities_are_asked_about(tmp_path, folders, each, name
     said = doubt(collection(tmp_path, folders, each, name))
     found = list_images(tmp_path, given_pattern(said))
     assert len(set(found.pid)) == len({f.split("/")[0] for f in folders}) and len(found) == len(folders)*each
+
+
+@pytest.mark.parametrize("folders, cameras", [
+    ([f"crops/cam{k}" for k in range(3)], ["cam0", "cam1", "cam2"]),
+    ([f"site{s}/cam{k}" for s in "12" for k in range(2)], [f"site{s}/cam{k}" for s in "12" for k in range(2)])],
+    ids=["wrapper", "sites"])
+def test_cameras_one_level_deeper_are_asked_about(tmp_path, folders, cameras):
+    said = doubt(collection(tmp_path, folders, 30, "{i}.jpg"))
+    assert said.startswith("are the cameras one level deeper? ")
+    assert sorted(set(list_images(tmp_path, given_pattern(said)).camid)) == cameras
+    assert not doubt(tmp_path, "(?P<cam>[^/]+)/")
+
+
+@pytest.mark.parametrize("splits", [("train", "test"), ("train", "test", "query")], ids="-".join)
+def test_cameras_in_splits_are_no_identities(tmp_path, splits):
+    said = doubt(collection(tmp_path, [f"{s}/cam{k}" for s in splits for k in range(3)], 20, "{i}.jpg"))
+    assert "look like splits" in said and "identity cam" not in said
+    if "query" in splits: assert "a table path,camid,pid,split" in said              # a query needs a pid
+    else:
+        found = list_images(tmp_path, given_pattern(said))
+        assert set(found.camid) == {"cam0", "cam1", "cam2"} and set(found.pid) == {-1}
 
 
 @pytest.mark.parametrize("name, pattern", [

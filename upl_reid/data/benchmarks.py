@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import ConfigError, DataError, given_path, printable_text, seed_for
-from .own_crops import load_folder, OTHER_SUFFIXES, OWN, PICTURE_SUFFIXES, walk_folder
+from .own_crops import ignored_files, load_folder, OTHER_SUFFIXES, OWN, PICTURE_SUFFIXES, walk_folder
 from .splits import Domain, Split
 from .tracks import track_numbers, walk_times
 
@@ -162,7 +162,7 @@ def _image_files(
     folder: Path, # of a split
     tree: bool, # images lie in sub-folders
 ) -> list: # of paths
-    "The images of a split's folder. Raises `DataError` for pictures in other formats."
+    "The images of a split's folder; warns of what is left out. Raises `DataError` for pictures in other formats."
     def refused(e): raise DataError(f"{e.filename} cannot be listed ({e.strerror}); give yourself the right to read it")
     files = [place/n for place, _, names in walk_folder(folder, refused) for n in names if not n.startswith(".")]
     below = [p for p in files if p.parent != folder and p.suffix.lower() in PICTURE_SUFFIXES]
@@ -174,6 +174,7 @@ def _image_files(
     if others:
         raise DataError(f"{folder} holds {len(others):,} pictures in formats that are not read, first "
                         f"{printable_text(min(others))}; convert them to JPEG or PNG, or remove them")
+    for note in ignored_files(folder): warnings.warn(f"{folder}: {note}")
     return [p for p in files if p.suffix.lower() in PICTURE_SUFFIXES]
 
 # %% ../../nbs/data/30_benchmarks.ipynb #cc5d30a0
