@@ -1,27 +1,47 @@
 """Tables of answers, written and read, and positions of pairs against a loop."""
+import os
+
 import numpy as np
 import pytest
 
 from upl_reid.core import DataError
 from upl_reid.data.answers import find_answers, read_answers, write_answers
+from upl_reid.deployment.browse import answers_about
 
 STRANGE = ["/a/with, comma.jpg", "/a/庭 \"quoted\".jpg", "/a/\udce4.jpg", "/a/new\nline.jpg", "=1+1.jpg"]
 
 
-def test_a_table_comes_back(tmp_path):
+def test_a_table_comes_back(tmp_path, monkeypatch):
+    (tmp_path/"here").mkdir()
+    monkeypatch.chdir(tmp_path/"here")
     rows = [(a, b, bool(i % 2)) for i, (a, b) in enumerate(zip(STRANGE, STRANGE[1:]))]
-    assert read_answers(write_answers(rows, tmp_path/"t.csv")) == rows
+    whole = [(os.path.abspath(a), os.path.abspath(b), same) for a, b, same in rows]
+    assert read_answers(write_answers(rows, tmp_path/"t.csv")) == whole
     assert read_answers(write_answers([], tmp_path/"none.csv")) == []
 
 
 @pytest.mark.parametrize("text, words", [
-    ("a,b\n1,2\n", "line 2 .* is no answer"), ("first,second,same\nx,y,1\nx,y,yes\n", "line 3 .* same = 1 or 0"),
-    ("first,second,same\n,y,1\n", "line 2"), ("first,second,same\n\"x,y,1\n", "cannot be read")],
-    ids=["columns", "value", "no-path", "quote"])
+    ("a,b\n1,2\n", "has the columns a,b"), ("first,second,same\n\nx,y,1\nx,y,yes\n", "line 4 .*same is 'yes'"),
+    ("first,second,same\n,y,1\n", "line 2"), ("first,second,same\n\"x,y,1\n", "cannot be read"),
+    ("", "has the columns .none"), ("first;second;same\n", "with commas"), ("a,b\n", "has the columns a,b"),
+    ("first,second,same\nx,y,1,2\n", "line 2")],
+    ids=["columns", "value", "no-path", "quote", "empty", "semicolons", "no-rows", "fields"])
 def test_another_table_is_refused(tmp_path, text, words):
     (tmp_path/"t.csv").write_text(text)
     with pytest.raises(DataError, match=words): read_answers(tmp_path/"t.csv")
     with pytest.raises(DataError, match="cannot be read"): read_answers(tmp_path/"gone.csv")
+
+
+def test_relative_paths_count_from_the_table(tmp_path, monkeypatch):
+    (tmp_path/"x").mkdir()
+    (tmp_path/"x/a.csv").write_text("first,second,same\n0.jpg,../1.jpg,True\n~/2.jpg,0.jpg,0.0\n")
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("HOME", str(tmp_path/"home"))
+    rows = read_answers(tmp_path/"x/a.csv")
+    assert rows == [(f"{tmp_path}/x/0.jpg", f"{tmp_path}/1.jpg", True),
+                    (f"{tmp_path}/home/2.jpg", f"{tmp_path}/x/0.jpg", False)]
+    assert find_answers([tmp_path/"x/0.jpg", tmp_path/"1.jpg"], rows).pairs.tolist() == [[0, 1]]
+    assert answers_about(tmp_path/"x/a.csv").values.tolist() == [list(row) for row in rows]
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "camera_numbers", "check_measurable", "as_domain", "load_folder", "write_table", "examine_image",
         "camera_advice", "size_advice", "dark_advice", "count_advice", "pair_advice", "check_images",
         "readable_images", "verdict", "report_in_words"],
-    "answers": ["write_answers", "read_answers", "Answers", "find_answers"],
+    "answers": ["SAID", "write_answers", "read_answers", "Answers", "find_answers"],
     "benchmarks": ["JUNK", "MARKET", "DUKE", "MSMT_V1", "MSMT_V2", "MSMT_MARKET", "VERI", "CUHK03", "PERSONX",
         "OCCLUDED_DUKE", "MARS", "LAYOUTS", "Part", "Layout", "find_layout", "load_domain", "split_identities",
         "published_statistics", "domain_statistics"],

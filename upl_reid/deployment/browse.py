@@ -16,6 +16,7 @@ from typing import Any, Callable, Iterator, Sequence, TYPE_CHECKING
 from urllib.parse import parse_qs, quote
 
 from ..core import any_names, ConfigError, DataError, given_path, printable_text, RunError
+from ..data.answers import read_answers
 from ..data.tracks import moment
 from .gallery import certainty, natural_key, PAGE_STYLE, thumbnail_jpeg
 from .gallery_homes import ReadableGallery
@@ -99,12 +100,15 @@ def forget_pairs(
         return connection.total_changes - before
 
 # %% ../../nbs/deployment/36_browse.ipynb #3e224c69
+@any_names()
 def answers_about(
-    address: str | Path, # of a gallery, or of a file of `pairs_file`
-) -> "pd.DataFrame": # of `confirmed_pairs`
+    address: str | Path, # of a gallery, of a file of `pairs_file`, or of a table of answers (.csv)
+) -> "pd.DataFrame": # first, second (paths), same
     "All answers about a gallery. Raises `DataError` if there are none."
-    file = given_path(address) if str(address).endswith(".sqlite") else pairs_file(address)
-    found = confirmed_pairs(file)
+    import pandas as pd
+    file = given_path(address) if str(address).endswith((".sqlite", ".csv")) else pairs_file(address)
+    table = file.suffix == ".csv"
+    found = pd.DataFrame(read_answers(file), columns=["first", "second", "same"]) if table else confirmed_pairs(file)
     if len(found): return found
     raise DataError(f"there are no answers in {file}; accept and reject pairs with `upl-reid browse`, or name the file "
                     "of its --pairs")
