@@ -1397,8 +1397,8 @@ REPORTS = (
 
 # %% ../nbs/cli.ipynb #dec71518
 ANSWERS = argument("--answers", default="", metavar="GALLERY", help="use the pairs that were accepted and rejected in "
-                                                          "upl-reid browse: the gallery, the file of --pairs, or a table "
-                                                          "first,second,same")
+                                                          "upl-reid browse: the gallery, the file of --pairs, or a "
+                                                          "table first,second,same")
 ADAPTING = (
     CROPS, argument("out", help="model file to write, .safetensors"), *TRAINING, PATTERN, METHOD,
     argument("--skip-unreadable", action="store_true", help="leave out files that cannot be read"),

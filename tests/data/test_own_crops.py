@@ -1,12 +1,14 @@
 """One's own crops: folders, tables and pictures as users and attackers have them; each row of the input matrix has its
 test here or beside it."""
 import csv
+import importlib
 import io
 import os
 import shutil
 import struct
 import time
 import unicodedata
+import warnings
 import zlib
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from upl_reid.data.own_crops import (
     as_domain, camera_numbers, check_images, raise_faults, find_images, likeness_key, list_images, load_folder,
     natural_sort_key, ignored_files, readable_images, read_folder, read_table, report_in_words, split_of, write_table)
 from upl_reid.core import printable_text
+from upl_reid.data import decoding
 from upl_reid.data.decoding import MAX_PIXELS, read_image
 
 
@@ -592,6 +595,33 @@ def test_pictures_that_look_the_same(tmp_path, content, near):
     assert image.mode == "RGB" and image.size == (40, 80)
     pixels = np.asarray(image).astype(int)
     assert abs(pixels[:18] - 255).max() <= near and abs(pixels[24:]).max() <= near
+
+
+HARMLESS = {
+    "png": encoded(light, "PNG", exif=b"garbage"),
+    "webp": encoded(light, "WEBP", lossless=True, exif=b"Exif\0\0garbage"),
+    "short": encoded(light, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01"),
+    "palette": encoded(light.convert("P"), "PNG", transparency=b"\0"*10)}
+
+
+@pytest.mark.parametrize("content", HARMLESS.values(), ids=HARMLESS)
+def test_damaged_exif_and_transparency_are_no_reason_to_refuse_or_warn(tmp_path, content):
+    (tmp_path/"a.png").write_bytes(content)
+    with warnings.catch_warnings(record=True) as told:
+        image = importlib.reload(decoding).read_image(tmp_path/"a.png")  # with its filter, which pytest has removed
+    assert abs(np.asarray(image).astype(int) - upright).max() <= 40 and not told
+
+
+@pytest.mark.parametrize("name, remedy", [("huge", "make it smaller"), ("large", "make it smaller"),
+                                          ("truncated", "copy it again"), ("no pixels", "copy it again")])
+def test_a_picture_that_is_too_large_is_to_be_made_smaller(tmp_path, name, remedy):
+    (tmp_path/"a.jpg").write_bytes(BAD[name])
+    assert f"; {remedy}" in fault(read_image, tmp_path/"a.jpg")
+
+
+def test_a_truncated_picture_with_damaged_exif_is_refused(tmp_path):
+    (tmp_path/"a.png").write_bytes(HARMLESS["png"][:-40])
+    assert "truncated" in fault(read_image, tmp_path/"a.png").lower()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -6,7 +6,7 @@
 __all__ = ['FORMATS', 'MAX_PIXELS', 'TURNS', 'upright_rgb', 'unreadable_reason', 'read_image']
 
 # %% ../../nbs/data/10_decoding.ipynb #b17a8c5a
-import os
+import os, warnings
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -19,6 +19,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 MAX_PIXELS = 50_000_000
 TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270",
          7: "TRANSVERSE", 8: "ROTATE_90"} # EXIF's orientation, and the transposition that undoes it
+warnings.filterwarnings("ignore", ".*corrupt EXIF data", module=r"PIL\.") # names no file, and the pixels are whole
 
 def upright_rgb(
     image: Image.Image, # as opened
@@ -31,9 +32,12 @@ def upright_rgb(
         fault = f"more than {MAX_PIXELS:,}" if pixels else "none"
         raise ValueError(f"{image.width} x {image.height} pixels, {fault}")
     if image.mode == "F": raise ValueError("a picture of floats has no fixed black and white")
-    turn = TURNS.get(image.getexif().get(0x0112, 0))
+    image.load()
+    try: turn = TURNS.get(image.getexif().get(0x0112, 0))
+    except Exception: turn = None                           # damaged EXIF data tells no orientation
     if turn: image = image.transpose(Image.Transpose[turn])
     if image.mode.startswith("I"): image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info: image = image.convert("RGBA")    # else PIL warns
     return image.convert("RGB")
 
 # %% ../../nbs/data/10_decoding.ipynb #c992e864
@@ -48,6 +52,8 @@ def unreadable_reason(
     if os.path.isdir(path): return "it is a folder", "give the pictures in it"
     if not os.path.isfile(path): return "there is no such file", "correct its name or path, or remove it from the list"
     if not path.stat().st_size: return "the file is empty", again
+    if isinstance(error, Image.DecompressionBombError) or "pixels, more than" in words:
+        return told, "make it smaller, or cut crops out of it"
     if not isinstance(error, UnidentifiedImageError): return told, again
     try:
         with Image.open(path) as image: other = image.format

@@ -840,5 +840,5 @@ def report_in_words(
         (w, wm, ww), (h, hm, hh) = r["width"], r["height"]
         lines.append(f"width {w} to {ww} pixels, median {wm}; height {h} to {hh}, median {hm}")
     lines.append(f"{r['identities']:,} identities are given; {r['copies']:,} pictures are copies of others")
-    lines += [f"cannot be read: {u['why']}" for u in r["unreadable"][:10]]
+    lines += [u["why"] for u in r["unreadable"][:10]]
     return "\n".join([*lines, *(f"note: {a}" for a in r["advice"]), verdict(r)])
