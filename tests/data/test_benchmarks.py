@@ -643,3 +643,16 @@ def test_linked_folders_of_mars_are_told(tmp_path):
     (tmp_path/"MARS/bbox_train/0005").symlink_to(tmp_path/"else/0005")
     with pytest.warns(UserWarning, match="links to folders are not followed, 1 left out, first 0005"):
         assert len(load_domain("mars", tmp_path).train) == 2
+
+
+def test_lists_as_windows_writes_them(tmp_path):
+    make_msmt(tmp_path/"MSMT17_V1", 1)
+    for lists in (tmp_path/"MSMT17_V1").glob("*.txt"): lists.write_bytes(b"\xef\xbb\xbf" + lists.read_bytes())
+    assert len(load_domain("msmt17", tmp_path).train) == 5
+    lists = tmp_path/"MSMT17_V1/list_train.txt"
+    first = lists.read_text(encoding="utf-8-sig").splitlines()[0]
+    lists.write_text(f"{first}\n"*3)
+    with pytest.warns(UserWarning, match="2 lines of list_train.txt, list_val.txt in .* repeat an image"):
+        load_domain("msmt17", tmp_path)
+    lists.write_text(first.replace("/", "\\"))
+    with pytest.raises(DataError, match=r"separate folders with / instead of"): load_domain("msmt17", tmp_path)

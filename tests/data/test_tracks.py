@@ -183,9 +183,11 @@ def test_walks_depend_on_network_seed_and_person_only():
 def test_a_network_without_its_spec_has_tracks_and_no_times(tmp_path):
     folder = write_domain("plaza", tmp_path, train_ids=2, test_ids=2, cameras=2, size=(16, 16))
     mark = domain_fingerprint(load_domain("plaza", folder), contents=False)
-    (folder/"spec.json").write_text("[1]")
-    domain = load_domain("plaza", folder)
-    assert domain.train.times is None and domain.train.tracks is not None
+    for spec in ("[1]", '{"name": "plaza"}', '{"name": "plaza", "cameras": 2, "seed": "a"}',
+                 '{"name": "plaza", "cameras": "2", "seed": 0}'):
+        (folder/"spec.json").write_text(spec)
+        domain = load_domain("plaza", folder)
+        assert domain.train.times is None and domain.train.tracks is not None, spec
     assert domain_fingerprint(domain, contents=False) == mark            # tracks and times do not rename a domain
 
 

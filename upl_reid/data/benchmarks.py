@@ -198,17 +198,22 @@ def _rows_of_lists(
     part: Part, # which split
     layout: Layout, # the format
 ) -> list[tuple[Path, int, int]]: # (path, pid, camid from 0)
-    "One row for each line of the part's lists. Raises `DataError` for a malformed line or a file that is not there."
+    """One row for each line of the part's lists; warns of lines that repeat an image.
+
+    Raises `DataError` for a malformed line or a file that is not there."""
     rows = []
     for source in (home/name for name in part.lists):
-        for number, line in enumerate(source.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        for number, line in enumerate(source.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
             if not line.strip(): continue
             fit = re.fullmatch(r"(\S.*?)\s+(\d{1,9})", line.strip())
             where = f"{source}, line {number}"
             if fit is None: raise DataError(f'{where}: {line!r} is not "image pid"; {layout.remedy}')
             path = home/part.folder/fit[1]
-            if not path.is_file(): raise DataError(f"{where} names {path}, which does not exist; {layout.remedy}")
+            remedy = "separate folders with / instead of \\" if "\\" in fit[1] else layout.remedy
+            if not path.is_file(): raise DataError(f"{where} names {path}, which does not exist; {remedy}")
             rows.append((path, int(fit[2]) + layout.shift, int(_parse(path, layout)["cam"]) - 1))
+    if again := len(rows) - len({path for path, *_ in rows}):
+        warnings.warn(f"{again:,} lines of {', '.join(part.lists)} in {home} repeat an image, which then counts again")
     return rows
 
 # %% ../../nbs/data/30_benchmarks.ipynb #11c3a55e
@@ -240,7 +245,8 @@ def _known_times(
     try: spec = json.loads((home/"spec.json").read_text(encoding="utf-8"))
     except (OSError, ValueError): return None
     names = [re.fullmatch(r"(\d+)_c(\d+)s1_(\d{6})_(\d+)", path.stem) for path in paths]
-    if not isinstance(spec, dict) or spec.get("name") != name or not all(names): return None
+    facts = [spec.get(fact) for fact in ("name", "cameras", "seed")] if isinstance(spec, dict) else []
+    if [type(fact) for fact in facts] != [str, int, int] or facts[0] != name or not all(names): return None
     seen = [(f"{m[1]}_{m[3]}", int(m[2]) - 1, int(m[4])) for m in names if m]
     if max(camera for _, camera, _ in seen) >= spec["cameras"]: return None
     return walk_times(name, spec["seed"], spec["cameras"], seen)
