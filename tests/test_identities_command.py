@@ -162,6 +162,35 @@ def test_a_gallery_with_names_to_browse(home, capsys, tmp_path):
     assert f"crops have names of {out}" in text and len(again) == 48
 
 
+def test_names_of_a_gallery_that_are_kept_and_that_are_not(home, capsys, tmp_path):
+    "`unknown` is no name; names of a gallery that is only read are not used, and that is told."
+    out = tmp_path/"people.safetensors"
+    said(capsys, home/"model.safetensors", home/"crops", out, "--pattern", PATTERN)
+    rows = open_gallery(out).rows
+    with open_gallery(out, change=True) as gallery:
+        gallery.set_identities({p: "Ann" if i < 2 else "unknown" for i, p in enumerate(rows.path)})
+        gallery.commit()
+    code, text, _ = said(capsys, home/"model.safetensors", out, tmp_path/"who.csv")
+    assert code == 3 and f"2 images of {out} with a name that is not used" in text
+    assert "Ann" not in {r["identity"] for r in rows_of(tmp_path/"who.csv")}
+    text = json.loads(said(capsys, home/"model.safetensors", out, out, "--json")[1])
+    names = open_gallery(out).rows.identity
+    assert names[:2].tolist() == ["Ann"]*2 and "unknown" not in set(names) and text["notes"] == []
+    assert text["known"] == (names == "Ann").sum()
+
+
+def test_answers_that_the_known_names_contradict_over_a_confirmed_pair(home, capsys, tmp_path):
+    "a is Ann by the table, a and b are confirmed, and b is rejected with a crop elsewhere that is Ann."
+    a, b = home/"crops"/CAMERAS[0]/"p3t3f0.png", home/"crops"/CAMERAS[0]/"p3t3f1.png"
+    (tmp_path/"known.csv").write_text(f'path,identity\n"{a}",Ann\n{tmp_path}/old.png,Ann\n', encoding="utf-8")
+    answers = tmp_path/"g.pairs.sqlite"
+    confirm_pair(answers, str(a), str(b), True); confirm_pair(answers, str(b), f"{tmp_path}/old.png", False)
+    code, text, err = said(capsys, home/"model.safetensors", home/"crops", tmp_path/"who.csv", "--known",
+                           tmp_path/"known.csv", "--answers", answers)
+    assert code == 1 and "p3t3f1.png is 'Ann', and an answer rejects it as 'Ann'" in err
+    assert not (tmp_path/"who.csv").exists()
+
+
 def test_a_gallery_and_parquet(home, capsys, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     gallery = tmp_path/"g.safetensors"

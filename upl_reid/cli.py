@@ -1062,6 +1062,15 @@ def _crops_to_name(
     return gallery, seen, bad
 
 # %% ../nbs/cli.ipynb #7a8c73df
+def _known_here(a, gallery, seen, known, there):
+    "Known crops with those that have a name in the gallery that gets the names; a sentence on names that are not used."
+    if seen: return known, []                                            # crops of a folder or table
+    own = {p: (who, 1.) for p, who in zip(gallery.paths, gallery.identities) if who not in ("", deployment.UNKNOWN)}
+    if there: return own | known, []                                     # these stay
+    lost = len(own.keys() - known.keys())
+    return known, [f"{count_images(lost)} of {core.printable_text(a.root)} with a name that is not used: names of a "
+                   "gallery are kept if the same gallery is written to"] if lost else []
+
 def _known_elsewhere(
     known: dict, # of `read_known`
     here: set, # paths of the crops to name
@@ -1099,7 +1108,7 @@ def _answered(a, paths, links, given, known):
     same = sum(bool(row[2]) for row in rows)
     counts = dict(same=same, different=len(rows) - same, left_out=left_out, doubled_tracks=_doubled(links))
     print(answers_in_words(counts), file=sys.stderr, flush=True)
-    return links, list(deployment.agree_names(given, links, paths)), barred, counts
+    return links, list(deployment.agree_names(given, links, paths, barred)), barred, counts
 
 # %% ../nbs/cli.ipynb #7ff37168
 def _named_crops(a, gallery, seen, known, embedder):
@@ -1153,11 +1162,11 @@ def identities(
     deployment.rate_threshold(embedder.calibration, a.rate)              # raises before any work is done
     known = deployment.read_known(a.known) if a.known else {}
     gallery, seen, bad = _crops_to_name(a, embedder)
-    if there: known = {p: (who, 1.) for p, who in zip(gallery.paths, gallery.identities) if who} | known  # these stay
+    known, lost = _known_here(a, gallery, seen, known, there)
     paths, cameras, tracks, found, notes, answers = _named_crops(a, gallery, seen, known, embedder)
     if kept: _store_names(gallery, out, there, paths, found.names)
     else: deployment.write_identities(out, paths, cameras, found, tracks)
-    unknown, notes = found.names.count(deployment.UNKNOWN), [*found.notes, *notes]
+    unknown, notes = found.names.count(deployment.UNKNOWN), [*found.notes, *notes, *lost]
     people, old = len({*found.names} - {deployment.UNKNOWN}), {who for who, _ in known.values()}
     facts = dict(out=where, crops=len(paths), identities=people, unknown=unknown, left_out=bad, notes=notes,
                  known=sum(who in old for who in found.names), **({"answers": answers} if answers else {}))

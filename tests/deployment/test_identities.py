@@ -25,6 +25,9 @@ def crowd(people=6, cameras=3, each=4, noise=.1, seed=0, d=16):
     return (x/np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32), pids, camids
 
 
+def unit(x): return (x/np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
 def same_partition(names, pids):
     return len(set(zip(names, pids))) == len(set(names)) == len(set(pids))
 
@@ -383,12 +386,48 @@ def test_answers_about_known_crops_elsewhere():
     rows = [("/n/a.jpg", "/old/x.jpg", True), ("/old/y.jpg", "/n/b.jpg", False), ("/n/a.jpg", "/n/c.jpg", False),
             ("/old/x.jpg", "/old/y.jpg", False), ("/n/a.jpg", "/who/knows.jpg", True)]
     assert I.names_by_answers(paths, ["", "", "Cem"], rows, known) == (["Ann", "", "Cem"], [(1, "Ben")])
-    for more, words in ((("/n/a.jpg", "/old/y.jpg", True), "a.jpg is 'Ann', and an answer confirms it as 'Ben'"),
-                        (("/n/a.jpg", "/old/x.jpg", False), "a.jpg is 'Ann', and an answer rejects it as 'Ann'")):
-        with pytest.raises(DataError, match=words): I.names_by_answers(paths, ["", "", ""], [*rows, more], known)
+    more = ("/n/a.jpg", "/old/y.jpg", True)
+    with pytest.raises(DataError, match="a.jpg is 'Ann', and an answer confirms it as 'Ben'"):
+        I.names_by_answers(paths, ["", "", ""], [*rows, more], known)
+    names, barred = I.names_by_answers(paths, ["", "", ""], [*rows, ("/n/a.jpg", "/old/x.jpg", False)], known)
+    with pytest.raises(DataError, match="a.jpg is 'Ann', and an answer rejects it as 'Ann'"):
+        I.agree_names(names, None, paths, barred)
     x, pids, camids = crowd(people=2, cameras=2, each=2)
     links = answer_links(find_links([-1]*8, camids), [], [])
     old = (x[:2], ["Ann"]*2)
     assert I.identify(x[2:], camids[2:], TOLD, .1, links.among(np.arange(2, 8)), others=old).names[:2] == ["Ann"]*2
     barred = I.identify(x[2:], camids[2:], TOLD, .1, links.among(np.arange(2, 8)), others=old, barred=[(0, "Ann")])
     assert barred.names[0] != "Ann" and barred.names[1] == "Ann"
+
+
+# ---------------------------------------------------------------- tracks and known names
+
+def test_of_two_tracks_at_the_same_time_one_takes_a_known_name():
+    "The likelier one, as with answers; without overlap both do. A crop never takes a name that it has not."
+    x = unit(np.eye(4)[[0, 0, 0, 0]] + [[0]*4, [0]*4, [0, .1, 0, 0], [0, .1, 0, 0]])
+    camids, ann = np.zeros(4, int), (np.eye(4)[:1], ["Ann"])
+    together, later = (find_links([0, 0, 1, 1], camids, times) for times in ([0, 10, 5, 15], [0, 10, 20, 30]))
+    for links in (together, answer_links(together, [], [])):
+        names = I.identify(x, camids, TOLD, .1, links, others=ann).names
+        assert names[:2] == ["Ann"]*2 and names[2] == names[3] != "Ann"
+    assert I.identify(x, camids, TOLD, .1, later, others=ann).names == ["Ann"]*4
+    assert I.identify(x, camids, TOLD, .1, others=ann, barred=[(0, "Ann")]).names[:2] == [UNKNOWN, "Ann"]
+
+
+def test_new_crops_of_a_named_track_have_its_name():
+    "Even if its other known crops are unlike; a track with two given names gets no third, and keeps both."
+    x, camids = unit(np.tile(np.eye(4)[0], (3, 1))), np.zeros(3, int)
+    links, far = find_links([0, 0, 0], camids, [0, 1, 2]), (np.tile(-np.eye(4)[0], (6, 1)), ["Ann"]*6)
+    for kind in (links, answer_links(links, [], [])):
+        found = I.identify(x, camids, TOLD, .1, kind, ["Ann", "", ""], far)
+        assert found.names == ["Ann"]*3 and found.confidence.tolist() == [1]*3
+        assert I.identify(x, camids, TOLD, .1, kind, ["Ann", "Ben", ""], far).names[:2] == ["Ann", "Ben"]
+
+
+def test_a_name_that_travels_to_a_crop_that_has_it_not_is_told():
+    "Over a confirmed pair, and along a track."
+    called, plain = ["a.jpg", "b.jpg"], find_links([-1, -1], [0, 0])
+    for links in (answer_links(plain, [[0, 1]], [True]), find_links([0, 0], [0, 0])):
+        with pytest.raises(DataError, match="b.jpg is 'Ann', and an answer rejects it as 'Ann'"):
+            I.agree_names(["Ann", ""], links, called, [(1, "Ann")])
+        assert I.agree_names(["Ann", ""], links, called, [(1, "Ben")]).tolist() == ["Ann", "Ann"]

@@ -17,7 +17,7 @@ from typing import Any, Iterator, Sequence
 import numpy as np
 import torch
 
-from ..components.tracks import AnswerLinks, own_clusters, track_means, TrackLinks
+from ..components.tracks import answer_links, AnswerLinks, find_links, own_clusters, track_means, TrackLinks
 from ..core import absolute_name, ConfigError, count_pairs, DataError, given_path, printable_text, write_atomic
 from ..data.own_crops import check_header, fixed_number, known_text, read_lines, table_lines
 from .gallery import natural_key
@@ -148,22 +148,44 @@ def agree_names(
     given: Sequence[str], # (N,) name that a crop has already, empty: none
     links: TrackLinks | None, # what tracks and answers tell; None: nothing is known
     called: Sequence, # (N,) what to call the crops in a message
+    barred: Sequence[tuple] = (), # of (crop, name that it has not)
 ) -> np.ndarray: # (N,) object
-    "Given names, also for crops confirmed to be the same person. Raises `DataError` for names that contradict answers."
-    if not isinstance(links, AnswerLinks): return np.array(given, object)
-    named, of_person, sure = np.array(given, object), dict[int, int](), np.isin(links.people, links.confirmed)
+    """Given names, also for the other crops of their tracks, and for crops confirmed to be the same person.
+
+    Raises `DataError` for names that contradict answers. A track that was given two names gets no other one."""
+    named = np.array(given, object)
+    if links is not None: named = _names_of_groups(named, links.tracks)
+    if isinstance(links, AnswerLinks): named = _names_of_people(named, links, called)
+    for i, name in barred:
+        if named[i] == name:
+            raise DataError(f"{printable_text(called[i])} is {printable_text(name)!r}, and an answer rejects it as "
+                            f"{printable_text(name)!r}; correct the known names and the tracks, or withdraw the answer")
+    return named
+
+def _names_of_groups(named, groups):
+    "Names, also for the crops of a group (-1: none) whose named crops have one name."
+    told = dict[int, set]()
+    for name, group in zip(named, groups.tolist()):
+        if name and group >= 0: told.setdefault(group, set()).add(name)
+    one = {group: min(names) for group, names in told.items() if len(names) == 1}
+    return np.array([name or one.get(group, "") for name, group in zip(named, groups.tolist())], object)
+
+# %% ../../nbs/deployment/50_identities.ipynb #answers7
+def _names_of_people(named, links, called):
+    "Names, also for crops confirmed to be the same person. Raises `DataError` for names that contradict answers."
     who = lambda i: f"{printable_text(called[i])} ({printable_text(named[i])!r})"
-    remedy = "correct the names in the table of known crops, or withdraw the answer"
+    remedy, of_person = "correct the names in the table of known crops, or withdraw the answer", dict[int, int]()
+    sure, have = np.isin(links.people, links.confirmed), dict[int, dict]()
     for i in np.flatnonzero((named != "") & sure).tolist():
         first = of_person.setdefault(int(links.people[i]), i)
         if named[first] != named[i]:
             raise DataError(f"{who(first)} and {who(i)} are confirmed as one person, and have two names; {remedy}")
-    for person, i in of_person.items(): named[links.people == person] = named[i]
+    named = _names_of_groups(named, np.where(sure, links.people, -1))
+    for i in np.flatnonzero(named != "").tolist(): have.setdefault(int(links.people[i]), {}).setdefault(named[i], i)
     for a, b in links.rejected.tolist():
-        one, two = (np.flatnonzero((links.people == p) & (named != "")).tolist() for p in (a, b))
-        for i, j in ((i, j) for i in one for j in two if named[i] == named[j]):
-            raise DataError(f"{who(i)} and {who(j)} are two people by an answer, or as tracks at the same time, and "
-                            f"have one name; {remedy}")
+        for name in have.get(a, {}).keys() & have.get(b, {}).keys():
+            raise DataError(f"{who(have[a][name])} and {who(have[b][name])} are two people by an answer, or as tracks "
+                            f"at the same time, and have one name; {remedy}")
     return named
 
 # %% ../../nbs/deployment/50_identities.ipynb #answers6
@@ -173,20 +195,17 @@ def names_by_answers(
     rows: Sequence[tuple], # answers: first, second (paths), same
     known: dict, # path -> name, of crops that are not among the N
 ) -> tuple[list, list]: # (N,) names; (crop, name that it has not) for each rejected pair
-    "What answers about known crops elsewhere tell. Raises `DataError` for a crop with two names, or with a barred one."
+    "What answers about known crops elsewhere tell. Raises `DataError` for a crop with two names."
     place, out, barred = {absolute_name(path): i for i, path in enumerate(paths)}, list(given), []
-    def refuse(i, who, told):
-        raise DataError(f"{printable_text(paths[i])} is {printable_text(out[i])!r}, and an answer {told} as "
-                        f"{printable_text(who)!r}; correct the table of known crops, or withdraw the answer")
     for first, second, same in rows:
         for here, other in ((first, second), (second, first)):
             i, who = place.get(absolute_name(here)), known.get(absolute_name(other), "")
             if i is None or not who or absolute_name(other) in place: continue
             if not same: barred.append((i, who))
-            elif out[i] not in ("", who): refuse(i, who, "confirms it")
-            else: out[i] = who
-    for i, who in barred:
-        if out[i] == who: refuse(i, who, "rejects it")
+            elif out[i] in ("", who): out[i] = who
+            else:
+                raise DataError(f"{printable_text(paths[i])} is {printable_text(out[i])!r}, and an answer confirms it "
+                                f"as {printable_text(who)!r}; correct the table of known crops, or withdraw the answer")
     return out, barred
 
 # %% ../../nbs/deployment/50_identities.ipynb #answers2
@@ -237,7 +256,7 @@ def identify(
 ) -> Identities:
     "An identity for each crop. Raises `ConfigError` without a calibration and for a rate that was not measured."
     x = np.asarray(features if links is None else links.means(features), np.float32)
-    named = agree_names([""]*len(x) if given is None else given, links, [f"crop {i}" for i in range(len(x))])
+    named = agree_names([""]*len(x) if given is None else given, links, [f"crop {i}" for i in range(len(x))], barred)
     own, free = np.flatnonzero(named != ""), np.flatnonzero(named == "")
     elsewhere = np.reshape(np.asarray(others[0], np.float32), (-1, x.shape[1]))
     kept, means = identity_means(np.concatenate([x[own], elsewhere]), [*named[own], *others[1]])
@@ -252,9 +271,10 @@ def identify(
 
 # %% ../../nbs/deployment/50_identities.ipynb #answers5
 def _best_names(x, links, named, kept, means, threshold, barred):
-    "As `best_known` of the crops without a name, by what answers tell: crops of a person are compared by their mean."
+    "As `best_known` of the crops without a name, by what is told: crops of a person are compared by their mean."
     free = named == ""
-    if not isinstance(links, AnswerLinks): return best_known(x[free], means, threshold)
+    if links is None: links = find_links(np.full(len(x), -1), np.zeros(len(x), np.int64))
+    if not isinstance(links, AnswerLinks): links = answer_links(links, [], [])
     whole = np.asarray(track_means(x, links.people), np.float32)
     place, bars, have = {name: i for i, name in enumerate(kept)}, dict[int, set](), dict[int, set]()
     for i in np.flatnonzero(~free): have.setdefault(int(links.people[i]), set()).add(place[named[i]])
