@@ -466,9 +466,7 @@ def same_model(
     embedder: "Embedder", # that is to be used with it
 ) -> "GalleryHome": # the same, with the model's calibration
     "Raises `DataError` for a gallery of another model: vectors of two models cannot be compared."
-    if gallery.model != embedder.digest:
-        raise core.DataError(f"the gallery was made with another model ({gallery.model or 'unknown'}, this is "
-                             f"{embedder.digest}); index the pictures anew with this model")
+    deployment.check_facts_fit("the gallery", gallery.model, embedder.digest, gallery.dim, None)
     both = embedder.calibration and gallery.calibration         # a gallery may have measured higher thresholds
     gallery.calibration = (deployment.higher_thresholds(embedder.calibration, gallery.calibration) if both else
                            embedder.calibration or gallery.calibration)

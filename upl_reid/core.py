@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'printable_text', 'DataError', 'ConfigError', 'RunError', 'seed_for', 'seeded_torch',
-           'pick_device', 'to_numpy', 'match_type', 'count_pairs', 'given_path', 'file_mode', 'part_name',
+           'pick_device', 'to_numpy', 'match_type', 'count_pairs', 'given_path', 'file_mode', 'part_name', 'left_parts',
            'write_atomic', 'write_folder', 'read_rows', 'read_tensors', 'write_tensors', 'any_names', 'absolute_name',
            'project_root', 'in_test', 'map_in_threads', 'file_state', 'content_digest', 'cached_digests',
            'cache_digests', 'file_digests']
@@ -123,6 +123,13 @@ def part_name(
     "The temporary name under which this thread writes a file or folder."
     digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
     return path.parent/f".{digest}.{threading.get_native_id()}.part"
+
+def left_parts(
+    path: Path, # a file, or a link to it
+) -> list: # of paths
+    "What writers of a file left under temporary names; one that writes at this moment has its name among them."
+    name = part_name(path := Path(os.path.realpath(path))).name
+    return sorted(path.parent.glob(name.rsplit(".", 2)[0] + ".*.part"))
 
 # %% ../nbs/core.ipynb #a0b50004
 def write_atomic(

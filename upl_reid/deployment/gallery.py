@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['EXACT', 'KNOWN', 'PAGE_MARK', 'PAGE_STYLE', 'unit_vectors', 'sample_rows', 'GrowingArray', 'pad_hits', 'best_of_all',
            'best_of_candidates', 'principal_axes', 'cell_centres', 'empty_index', 'index_codebook', 'ivf_candidates',
-           'cell_ranks', 'checked_name', 'one_each', 'EmptyRows', 'checked_columns', 'GalleryRows', 'GalleryColumns',
-           'GalleryAppend', 'GalleryTable', 'checked_moment', 'GalleryFilter', 'GalleryByIndex', 'GalleryNeighbours',
-           'GalleryTruth', 'GalleryTuning', 'GalleryIndex', 'GrowingGallery', 'find_named', 'GalleryKeep',
-           'ShrinkingGallery', 'GalleryUpdate', 'GalleryNames', 'Hits', 'GalleryCameras', 'GalleryNearest',
-           'GallerySearch', 'track_queries', 'Gallery', 'certainty', 'short_name', 'natural_key', 'draw_hits',
-           'thumbnail_jpeg', 'thumbnail', 'page_text', 'page_figure', 'hits_page']
+           'cell_ranks', 'checked_name', 'is_one', 'names_of', 'one_each', 'EmptyRows', 'checked_columns',
+           'GalleryRows', 'check_facts_fit', 'GalleryColumns', 'GalleryAppend', 'GalleryTable', 'checked_moment',
+           'warn_of_cameras', 'GalleryFilter', 'GalleryByIndex', 'GalleryNeighbours', 'GalleryTruth', 'GalleryTuning',
+           'GalleryIndex', 'GrowingGallery', 'find_named', 'GalleryKeep', 'ShrinkingGallery', 'GalleryUpdate',
+           'GalleryNames', 'check_search', 'Hits', 'GalleryCameras', 'GalleryNearest', 'GallerySearch', 'track_queries',
+           'Gallery', 'certainty', 'short_name', 'natural_key', 'draw_hits', 'thumbnail_jpeg', 'thumbnail', 'page_name',
+           'page_text', 'page_figure', 'hits_page']
 
 # %% ../../nbs/deployment/30_gallery.ipynb #1949611c
-import base64, html, io, json, re, warnings
+import base64, html, io, json, re, unicodedata, warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self, Sequence, TYPE_CHECKING, TypeVar
@@ -22,7 +23,8 @@ import numpy as np
 from safetensors import safe_open, SafetensorError
 import torch
 
-from ..core import any_names, ConfigError, DataError, given_path, printable_text, seed_for, write_tensors
+from ..core import any_names, ConfigError, DataError, given_path, printable_text, seed_for, to_numpy
+from ..core import write_tensors
 from ..data.decoding import read_image
 from ..data.tracks import moment
 from .match_calibration import Calibration, PARSE_ERRORS
@@ -38,11 +40,17 @@ def unit_vectors(
     dim: int | None = None, # what d must be; None: anything
 ) -> np.ndarray: # (N, d) float32, rows of length one, always a new array
     "Rows scaled to length one. Raises `DataError` for another shape, and for rows that are zero or not finite."
-    x = np.array(features, np.float32, order="C")
+    values = features.float() if isinstance(features, torch.Tensor) else features       # numpy has no bfloat16
+    x = np.array(to_numpy(values), np.float32, order="C")
     if x.ndim != 2 or (dim is not None and x.shape[1] != dim):
-        raise DataError(f"vectors of shape {x.shape} are not (N, {dim or 'd'}); "
-                        "take them from the model that the gallery was made with")
-    with np.errstate(all="ignore"): length = np.sqrt(np.einsum("nd,nd->n", x, x))
+        one = x.ndim == 1 and dim in (None, len(x))
+        remedy = "put it into a list" if one else "take them from the model that the gallery was made with"
+        raise DataError(f"vectors of shape {x.shape} are not (N, {dim or 'd'}); {remedy}")
+    with np.errstate(all="ignore"):
+        length = np.sqrt(np.einsum("nd,nd->n", x, x))
+        odd = ~((length > 1e-15) & (length < 1e15))         # float32 cannot hold the squares of all its numbers
+        x[odd] /= np.abs(x[odd]).max(1, initial=0, keepdims=True)
+        length[odd] = np.sqrt(np.einsum("nd,nd->n", x[odd], x[odd]))
     good = np.isfinite(length) & (length > 0)
     if not good.all():
         raise DataError(f"{(~good).sum():,} of {len(x):,} vectors are zero or not finite, first row "
@@ -238,12 +246,28 @@ def cell_ranks(
 def checked_name(
     value, # a path, camera or time; None, NaN, NaT or NA: unknown
 ) -> str: # empty if unknown
-    "A name as text. Raises `DataError` for a name with a zero byte, which separates names in the file."
+    "A name as text. Raises `DataError` for a zero byte, which separates names in the file, and for what is no text."
     try: unknown = value is None or bool(value != value)
     except (TypeError, ValueError): unknown = str(value) == "<NA>"      # pandas' NA is neither equal nor unequal
     text = "" if unknown else str(value)
     if "\0" in text: raise DataError(f"{printable_text(text)!r} has a zero byte; use another name")
+    try: text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise DataError(f"{printable_text(text)!r} is no text of a file system; use another name") from None
     return text
+
+# %% ../../nbs/deployment/30_gallery.ipynb #c0de0020
+def is_one(
+    names, # several, or one: text, a path, a number, a date
+) -> bool:
+    "Whether one name is given."
+    return isinstance(names, (str, Path)) or not hasattr(names, "__iter__")
+
+def names_of(
+    names, # as of `is_one`
+) -> list:
+    "Names as a list."
+    return [names] if is_one(names) else list(names)
 
 def one_each(
     names, # sequence of names, or one name for all
@@ -251,9 +275,10 @@ def one_each(
     what: str, # what they are, for the message
 ) -> list: # of str, see `checked_name`
     "As many names as there are vectors. Raises `DataError` for another number of names."
-    if isinstance(names, (str, Path)): return [checked_name(names)]*count
-    if len(names) != count: raise DataError(f"{count} vectors with {len(names)} {what}; give one for every vector")
-    return [checked_name(name) for name in names]
+    if is_one(names): return [checked_name(names)]*count
+    given = list(names)
+    if len(given) != count: raise DataError(f"{count} vectors with {len(given)} {what}; give one for every vector")
+    return [checked_name(name) for name in given]
 
 # %% ../../nbs/deployment/30_gallery.ipynb #c0de0007
 class EmptyRows:
@@ -300,11 +325,26 @@ class GalleryRows(EmptyRows):
         model: str = "", # `Embedder.digest` of the model that its vectors come from; empty: unknown
     ):
         if not 0 < recall < 1: raise ConfigError(f"recall={recall} must lie between 0 and 1")
-        self.dim, self.calibration, self.recall, self.model = dim, calibration, recall, model
+        self.dim, self.calibration, self.recall, self.model = int(dim), calibration, float(recall), model
         self.removals = 0                                       # how often vectors were removed
         self._clear()
 
     def __len__(self): return len(self.paths)
+
+# %% ../../nbs/deployment/30_gallery.ipynb #f27ba106
+def check_facts_fit(
+    where: str, # the gallery, for the message
+    model: str, # digest of the gallery's model
+    wanted: str, # digest of the model to use; empty: any
+    dim: int, # of the gallery's vectors
+    wanted_dim: int | None, # of the vectors to use; None: any
+):
+    "Raises `DataError` for a gallery of another model or dimension: vectors of two models cannot be compared."
+    if wanted and wanted != model:
+        raise DataError(f"{where} was made with another model ({model or 'unknown'}, this is {wanted}); "
+                        "index the pictures anew with this model, in another gallery")
+    if wanted_dim not in (None, dim):
+        raise DataError(f"{where} has vectors of {dim} dimensions, not {wanted_dim}; use its model")
 
 # %% ../../nbs/deployment/30_gallery.ipynb #76e05024
 class GalleryColumns(GalleryRows):
@@ -351,7 +391,7 @@ class GalleryTable(GalleryAppend):
         import pandas as pd
         if self._rows is None:
             self._rows = pd.DataFrame({k: pd.Series(v, dtype=str) for k, v in self.columns(range(len(self))).items()})
-        return self._rows
+        return self._rows.copy()                                # the caller may change it
 
 # %% ../../nbs/deployment/30_gallery.ipynb #88e1d1b9
 def checked_moment(
@@ -364,6 +404,17 @@ def checked_moment(
                       "2026-05-31T08:00, or a number or time of day if the gallery's times are of this kind")
 
 # %% ../../nbs/deployment/30_gallery.ipynb #732e9e43
+def warn_of_cameras(
+    unknown: set, # names that no image of a gallery has; empty: no warning
+    so: str, # what follows from it
+    level: int, # `stacklevel` of the warning
+):
+    "Warn of cameras that a gallery does not have."
+    if unknown:
+        warnings.warn(f"no image of the gallery is from camera {printable_text(', '.join(sorted(unknown)))}, {so}; "
+                      "cameras have the names that `add` was given", stacklevel=level)
+
+# %% ../../nbs/deployment/30_gallery.ipynb #732e9e44
 class GalleryFilter(GalleryTable):
     "Which vectors are of some cameras and of a time."
     def _read_moments(self):
@@ -385,8 +436,9 @@ class GalleryFilter(GalleryTable):
         if cameras is None and since is None and until is None: return None
         good = np.ones(len(self), bool) if since is until is None else self._in_time(since, until)
         if cameras is None: return good
-        names = [cameras] if isinstance(cameras, (str, Path)) else cameras
-        return good & np.isin(self.codes, [self.cameras.get(checked_name(name), -1) for name in names])
+        names = [checked_name(name) for name in names_of(cameras)]
+        warn_of_cameras({name for name in names if name not in self.cameras}, "so no hit is from it", 5)
+        return good & np.isin(self.codes, [self.cameras.get(name, -1) for name in names])
 
 # %% ../../nbs/deployment/30_gallery.ipynb #93f1ddbc
 class GalleryByIndex(GalleryFilter):
@@ -465,7 +517,8 @@ class GalleryIndex(GalleryTuning):
     def __repr__(self):
         how = f"PCA to {self.axes.shape[1]} dimensions, nprobe {self.nprobe:,}" if self.index else "exact search"
         if self.index: how += f" of {self.index.nlist:,} IVF cells, {self.candidates:,} candidates"
-        return f"Gallery({len(self):,} vectors of {self.dim} dimensions, {len(np.unique(self.codes))} cameras, {how})"
+        known = sum(map(bool, self.cameras))                    # without the empty name
+        return f"Gallery({len(self):,} vectors of {self.dim} dimensions, {known} camera{'s'*(known != 1)}, {how})"
 
     def _build_index(self):
         "Compute PCA and cells, fill the index and tune it; no index if the recall cannot be reached."
@@ -510,7 +563,7 @@ def find_named(
     what: str, # what they are, for the message
 ) -> np.ndarray: # (N,) bool
     "Which entries have one of the names. Raises `DataError` for a name that none has."
-    wanted = set(map(checked_name, [names] if isinstance(names, (str, Path)) else names))
+    wanted = set(map(checked_name, names_of(names)))
     if absent := sorted(wanted - set(stored)):
         more = f" and {len(absent) - 1:,} more" if len(absent) > 1 else ""
         raise DataError(f"no entry of the gallery has the {what} {printable_text(absent[0])!r}{more}; nothing was "
@@ -596,16 +649,17 @@ class GalleryNames(GalleryUpdate):
         return int(rows.sum())
 
 # %% ../../nbs/deployment/30_gallery.ipynb #8c03cfb7
-def _check_search(
-    gallery: GalleryIndex, # to be searched
-    queries: np.ndarray, # (Q, d)
-    k: int, # should be at least 1
+def check_search(
+    filled: bool, # whether the gallery has vectors
+    calibration: Calibration | None, # of the gallery
+    k: int, # should be a whole number from 1 on
     false_match_rate: float | None, # needs a calibration
 ):
     "Raises `DataError` or `ConfigError`, as `GallerySearch.search` says."
-    if not len(gallery): raise DataError("the gallery is empty; add vectors before searching")
-    if k < 1: raise ConfigError(f"k={k}: ask for at least one hit")
-    if false_match_rate is not None and gallery.calibration is None:
+    if not filled: raise DataError("the gallery is empty; add vectors before searching")
+    if not isinstance(k, (int, np.integer)) or k < 1:
+        raise ConfigError(f"k={k}: ask for at least one hit, and a whole number")
+    if false_match_rate is not None and calibration is None:
         raise ConfigError("this gallery has no calibration, so a false-match rate has no threshold; "
                           "give it the calibration of the model, or no false-match rate")
 
@@ -622,9 +676,10 @@ class Hits:
     def table(self) -> "pd.DataFrame": # query, rank (from 1), position, cosine, probability, and `KNOWN`
         """The hits as a table, with what is known of each; probabilities if the gallery has a calibration.
 
-        Raises `DataError` if vectors were removed from the gallery since, because positions are others then."""
+        Raises `DataError` if vectors were removed since or the file was read anew: positions may be others then."""
         import pandas as pd
-        if self.removals != self.gallery.removals: raise DataError("vectors were removed since; search again")
+        if self.removals != self.gallery.removals:
+            raise DataError("vectors were removed since, or the file was read anew; search again")
         query, rank = np.nonzero(self.position >= 0)
         position, cosine = self.position[query, rank], self.cosine[query, rank]
         out = pd.DataFrame(dict(query=query, rank=rank + 1, position=position, cosine=cosine))
@@ -641,9 +696,7 @@ class GalleryCameras(GalleryNames):
     ) -> np.ndarray: # (count,) number of each camera in the gallery, -1: none
         "Cameras to leave out; warns of names that no image of the gallery has."
         names = one_each(without, count, "cameras to leave out")
-        if unknown := sorted({n for n in names if n and n not in self.cameras}):
-            warnings.warn(f"no image of the gallery is from camera {printable_text(', '.join(unknown))}, so nothing is "
-                          "left out for it; cameras have the names that `add` was given", stacklevel=4)
+        warn_of_cameras({n for n in names if n and n not in self.cameras}, "so nothing is left out for it", 5)
         return np.array([self.cameras.get(name, -1) if name else -1 for name in names], np.int64)
 
 # %% ../../nbs/deployment/30_gallery.ipynb #c0de0009
@@ -662,7 +715,7 @@ class GalleryNearest(GalleryCameras):
 
         Raises `DataError` for an empty gallery, `ConfigError` for k below 1 or a rate without a calibration."""
         x = unit_vectors(queries, self.dim)
-        _check_search(self, x, k, false_match_rate)
+        check_search(len(self) > 0, self.calibration, k, false_match_rate)
         left_out = np.full(len(x), -1) if without is None else self._numbers_of(without, len(x))
         cosine, position = self._nearest(x, min(k, len(self)), left_out, self._among(cameras, since, until))
         if false_match_rate is not None and self.calibration is not None:
@@ -766,10 +819,13 @@ def _read_file(
 ) -> tuple[dict, dict]: # facts, name -> array
     "Facts and arrays of a gallery file, checked. Raises one of `PARSE_ERRORS` if they do not fit."
     with safe_open(path, "np") as f:
-        facts, arrays = json.loads((f.metadata() or {})["upl_reid_gallery"]), {k: f.get_tensor(k) for k in f.keys()}
+        told, arrays = (f.metadata() or {}).get("upl_reid_gallery"), {k: f.get_tensor(k) for k in f.keys()}
+    if told is None: raise ValueError("it has no mark of a gallery, and may be a model")
+    facts = json.loads(told)
     _check_rows(facts, arrays)
     return facts, arrays
 
+# %% ../../nbs/deployment/30_gallery.ipynb #2c4e0a1c
 _G = TypeVar("_G", bound=ShrinkingGallery)
 
 def _restore(
@@ -861,6 +917,7 @@ def draw_hits(
 ) -> Any: # matplotlib figure
     "A figure of search results, for a report or a file. A picture that cannot be read any more is left grey."
     import matplotlib.pyplot as plt
+    if not len(queries): raise ConfigError("there is no query to draw; give at least one picture")
     size = .62*height*(1 + columns), height*len(queries)
     fig, axes = plt.subplots(len(queries), 1 + columns, figsize=size, dpi=100, squeeze=False, layout="constrained")
     for q, (path, line) in enumerate(zip(queries, axes)):
@@ -892,11 +949,21 @@ def thumbnail(
     jpeg = thumbnail_jpeg(path, height)
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" if jpeg else ""
 
+# %% ../../nbs/deployment/30_gallery.ipynb #c0de0021
+def page_name(
+    text, # a name, from outside
+    most: int = 500, # characters
+) -> str:
+    "A name as a page shows it: as `printable_text`, but the joiners and spaces of all scripts stay."
+    def one(c): return c if c in "\u200c\u200d" or unicodedata.category(c) == "Zs" else printable_text(c)
+    shown = "".join(map(one, str(text)))
+    return shown if len(shown) <= most else shown[:most - 3] + "..."
+
 def page_text(
     text, # a name, from outside
 ) -> str:
     "Text for an HTML page: escaped, in the reading direction of its script."
-    return f"<bdi>{html.escape(printable_text(text, 500))}</bdi>"
+    return f"<bdi>{html.escape(page_name(text))}</bdi>"
 
 # %% ../../nbs/deployment/30_gallery.ipynb #c0de0014
 PAGE_MARK = '<meta name="generator" content="upl_reid search">'      # in every page of hits
@@ -929,7 +996,7 @@ def page_figure(
     *lines: str, # HTML below the picture
 ) -> str: # HTML
     "A picture of a page with its file's name; a picture that cannot be read any more is a grey field."
-    name, source = html.escape(printable_text(Path(path).name, 500)), thumbnail(path)
+    name, source = html.escape(page_name(Path(path).name)), thumbnail(path)
     shown = f'<img src="{source}" alt="{what}: {name}">' if source else f'<p class="unread">{what}: cannot be read</p>'
     return f"<figure>{shown}<figcaption>{'<br>'.join([*lines, page_text(Path(path).name)])}</figcaption></figure>"
 

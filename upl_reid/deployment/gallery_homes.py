@@ -15,10 +15,11 @@ from typing import Any, Iterator, Protocol, Self, Sequence, TYPE_CHECKING
 
 import numpy as np
 
-from ..core import any_names, ConfigError, DataError, file_state, given_path, printable_text, write_atomic
-from .gallery import Gallery, KNOWN
+from ..core import any_names, ConfigError, DataError, file_state, given_path, left_parts, printable_text
+from ..core import write_atomic
+from .gallery import check_facts_fit, Gallery, KNOWN
 from .match_calibration import Calibration
-from .postgres_gallery import check_facts_fit, is_postgres, PostgresGallery
+from .postgres_gallery import check_part, is_postgres, PostgresGallery
 
 if TYPE_CHECKING: import pandas as pd
 
@@ -73,7 +74,8 @@ class FileEntries(Gallery):
         start: int = 0, # entries to skip
         count: int = 100, # at most
     ) -> list[int]:
-        "Positions of entries, in their order."
+        "Positions of entries, in their order. Raises `ConfigError` for numbers below 0."
+        check_part(start, count)
         return list(range(len(self)))[start:start + count]
 
     @any_names()
@@ -110,8 +112,17 @@ class FreshGallery(FileEntries):
         "Read the file anew if another process has replaced it. Raises `DataError` if it is gone or damaged."
         if self._lock is None and (state := self._file_state()) != self._state:
             fresh = type(self).load(self.address)
-            self.__dict__ |= {**fresh.__dict__, "reloads": self.reloads + 1, "_state": state}
+            counts = dict(removals=self.removals + 1, reloads=self.reloads + 1)        # earlier positions are void
+            self.__dict__ |= {**fresh.__dict__, **counts, "_state": state}
         return self.reloads
+
+    def close(self) -> None:
+        "Give the lock back."
+        if self._lock is not None: self._lock.close()
+
+    def __enter__(self) -> Self: return self
+
+    def __exit__(self, *error) -> None: self.close()
 
 # %% ../../nbs/deployment/34_gallery_homes.ipynb #1ff29d21
 class FileGallery(FreshGallery):
@@ -132,17 +143,11 @@ class FileGallery(FreshGallery):
         self._state = self._file_state()
 
     def purge(self) -> bool: # True
-        "Write the file anew, which leaves no bytes of removed entries in it."
+        "Write the file anew, which leaves no bytes of removed entries in it, nor in parts that killed writers left."
         self.commit()
+        if self._lock is not None:                                  # so no other process is writing
+            for part in left_parts(self.address): part.unlink()
         return True
-
-    def close(self) -> None:
-        "Give the lock back."
-        if self._lock is not None: self._lock.close()
-
-    def __enter__(self) -> Self: return self
-
-    def __exit__(self, *error) -> None: self.close()
 
 # %% ../../nbs/deployment/34_gallery_homes.ipynb #6dc413a0
 def lock_file(

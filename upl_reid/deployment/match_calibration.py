@@ -49,6 +49,7 @@ class Calibration:
     def __post_init__(self):
         for name in ("thresholds", "second"): object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
         _check_calibration(self.slope, self.offset, self.thresholds, self.second)
+        for name in ("slope", "offset"): object.__setattr__(self, name, float(getattr(self, name)))  # perhaps of numpy
 
     def probability(self,
         cosine: np.ndarray, # any shape

@@ -6,15 +6,15 @@
 __all__ = ['SCHEMA', 'INDEX_DIMENSIONS', 'LIST_OF_GALLERIES', 'TABLE', 'NEW_GALLERY', 'COLUMNS_OF_TABLE', 'INDEXES', 'HNSW',
            'CONDITIONS', 'NEAREST', 'FEW', 'WALK', 'WIDTHS', 'MEMORY', 'INCOMING', 'COPY', 'COPY_TYPES', 'STORE',
            'IS_LARGE', 'FIND', 'REWRITE', 'is_postgres', 'load_psycopg', 'split_address', 'name_bytes', 'name_text',
-           'name_key', 'names_of', 'PostgresConnection', 'PostgresStatements', 'PostgresQueries', 'PostgresTable',
-           'check_facts_fit', 'PostgresMade', 'PostgresFacts', 'PostgresStored', 'names_frame', 'PostgresRows',
-           'PostgresColumns', 'PostgresEntries', 'as_array', 'PostgresVectors', 'PostgresBatches', 'PostgresNearest',
-           'PostgresWidth', 'PostgresTuning', 'PostgresIndex', 'PostgresRowsStored', 'PostgresWriting', 'PostgresHits',
+           'name_key', 'PostgresConnection', 'PostgresStatements', 'PostgresQueries', 'PostgresTable', 'check_part',
+           'PostgresMade', 'PostgresFacts', 'PostgresStored', 'names_frame', 'PostgresRows', 'PostgresColumns',
+           'PostgresEntries', 'as_array', 'PostgresVectors', 'PostgresBatches', 'PostgresNearest', 'PostgresWidth',
+           'PostgresTuning', 'PostgresIndex', 'PostgresRowsStored', 'PostgresWriting', 'PostgresHits',
            'PostgresHitTable', 'PostgresFilter', 'PostgresSearch', 'PostgresNamed', 'PostgresRemoval',
            'PostgresChanges', 'PostgresGallery']
 
 # %% ../../nbs/deployment/32_postgres_gallery.ipynb #f63e121b
-import contextlib, hashlib, json, re, warnings
+import contextlib, hashlib, json, re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable, Iterator, Self, Sequence, TYPE_CHECKING
@@ -23,8 +23,8 @@ import numpy as np
 
 from ..core import any_names, ConfigError, DataError, printable_text, RunError
 from ..data.tracks import moment
-from .gallery import (checked_columns, checked_moment, checked_name, EXACT, find_named, KNOWN,
-                                         one_each, unit_vectors)
+from .gallery import (check_facts_fit, check_search, checked_columns, checked_moment, checked_name,
+                                         EXACT, find_named, KNOWN, names_of, one_each, unit_vectors, warn_of_cameras)
 from .match_calibration import Calibration
 
 if TYPE_CHECKING: import pandas as pd
@@ -70,10 +70,8 @@ def split_address(
 def name_bytes(
     name, # see `checked_name`
 ) -> bytes:
-    "A name as the database has it. Raises `DataError` for text that no bytes stand for."
-    try: return checked_name(name).encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        raise DataError(f"{printable_text(name)!r} is no text of a file system; use another name") from None
+    "A name as the database has it."
+    return checked_name(name).encode("utf-8", "surrogateescape")
 
 def name_text(
     stored: bytes, # of the database
@@ -86,12 +84,6 @@ def name_key(
 ) -> bytes: # 32
     "What the database finds a name by."
     return hashlib.sha256(name_bytes(name)).digest()
-
-def names_of(
-    names: Sequence | str | Path, # several, or one
-) -> list:
-    "Names as a list."
-    return [names] if isinstance(names, (str, Path)) else list(names)
 
 # %% ../../nbs/deployment/32_postgres_gallery.ipynb #f25072e2
 LIST_OF_GALLERIES = """
@@ -204,19 +196,12 @@ class PostgresTable(PostgresQueries):
             cursor.execute(self._format("ALTER INDEX {index} ALTER COLUMN 1 SET STATISTICS 0", index=name))
 
 # %% ../../nbs/deployment/32_postgres_gallery.ipynb #f27ba105
-def check_facts_fit(
-    where: str, # the gallery, for the message
-    model: str, # digest of the gallery's model
-    wanted: str, # digest of the model to use; empty: any
-    dim: int, # of the gallery's vectors
-    wanted_dim: int | None, # of the vectors to use; None: any
+def check_part(
+    start: int, # entries to skip
+    count: int, # entries at most
 ):
-    "Raises `DataError` for a gallery of another model or dimension: vectors of two models cannot be compared."
-    if wanted and wanted != model:
-        raise DataError(f"{where} was made with another model ({model or 'unknown'}, this is {wanted}); "
-                        "index the pictures anew with this model, in another gallery")
-    if wanted_dim not in (None, dim):
-        raise DataError(f"{where} has vectors of {dim} dimensions, not {wanted_dim}; use its model")
+    "Raises `ConfigError` for numbers below 0."
+    if start < 0 or count < 0: raise ConfigError(f"{start} entries to skip and {count} to give; give numbers from 0 on")
 
 # %% ../../nbs/deployment/32_postgres_gallery.ipynb #ebff81a5
 class PostgresMade(PostgresTable):
@@ -338,7 +323,8 @@ class PostgresEntries(PostgresColumns):
         start: int = 0, # entries to skip
         count: int = 100, # at most
     ) -> list[int]:
-        "Positions of entries, in their order."
+        "Positions of entries, in their order. Raises `ConfigError` for numbers below 0."
+        check_part(start, count)
         return [row[0] for row in self._rows("SELECT id FROM {table} ORDER BY id OFFSET %s LIMIT %s", [start, count])]
 
     def refresh(self) -> int: # 0
@@ -351,9 +337,9 @@ class PostgresEntries(PostgresColumns):
         "What is known of some entries."
         rows = self._rows("SELECT id, path, camera, time, digest, identity FROM {table} WHERE id = ANY(%s)",
                           [list(map(int, positions))])
-        place = {p: i for i, p in enumerate(positions)}
-        rows.sort(key=lambda row: place[row[0]])
-        return names_frame(rows, position=[row[0] for row in rows])
+        found = {row[0]: row for row in rows}
+        there = [found[p] for p in positions if p in found]
+        return names_frame(there, position=[row[0] for row in there])
 
 # %% ../../nbs/deployment/32_postgres_gallery.ipynb #863f1d9d
 def as_array(
@@ -531,22 +517,11 @@ class PostgresWriting(PostgresRowsStored):
 
 # %% ../../nbs/deployment/32_postgres_gallery.ipynb #8b794530
 class PostgresHits(PostgresWriting):
-    "What is checked before a search."
-    def _check_search(self, k, false_match_rate):
-        "Raises `DataError` or `ConfigError`, as `Gallery.nearest` does."
-        if not self._rows("SELECT 1 FROM {table} LIMIT 1"):
-            raise DataError("the gallery is empty; add vectors before searching")
-        if k < 1: raise ConfigError(f"k={k}: ask for at least one hit")
-        if false_match_rate is not None and self.calibration is None:
-            raise ConfigError("this gallery has no calibration, so a false-match rate has no threshold; "
-                              "give it the calibration of the model, or no false-match rate")
-
-    def _warn_of_unknown(self, names):
-        "Warn of cameras to leave out that no image of the gallery has."
+    "What is told before a search."
+    def _warn_of_unknown(self, names, so):
+        "Warn of cameras that no image of the gallery has."
         query = "SELECT EXISTS (SELECT 1 FROM {table} WHERE sha256(camera) = %s)"
-        unknown = sorted(name for name in names if not self._rows(query, [name_key(name)])[0][0])
-        if unknown: warnings.warn(f"no image of the gallery is from camera {printable_text(', '.join(unknown))}, so "
-                                  "nothing is left out for it", stacklevel=3)
+        warn_of_cameras({name for name in names if not self._rows(query, [name_key(name)])[0][0]}, so, 4)
 
 # %% ../../nbs/deployment/32_postgres_gallery.ipynb #5a32e8b3
 class PostgresHitTable(PostgresHits):
@@ -597,11 +572,13 @@ class PostgresSearch(PostgresFilter):
     ) -> "pd.DataFrame": # query, rank, position, cosine, probability, and `KNOWN`
         "The most similar vectors. Raises as `Gallery.nearest` does, `RunError` if the server does not answer."
         x = unit_vectors(queries, self.dim)
-        self._check_search(k, false_match_rate)
+        check_search(bool(self._rows("SELECT 1 FROM {table} LIMIT 1")), self.calibration, k, false_match_rate)
         shared = self._conditions(cameras, since, until)
         left_out = [""]*len(x) if without is None else one_each(without, len(x), "cameras to leave out")
-        self._warn_of_unknown({name for name in left_out if name})
-        return self._as_table(self._found(x, k, left_out, shared), false_match_rate)
+        self._warn_of_unknown({name for name in left_out if name}, "so nothing is left out for it")
+        if cameras is not None: self._warn_of_unknown(set(map(checked_name, names_of(cameras))), "so no hit is from it")
+        found = self._found(x, int(min(k, 2**62)), left_out, shared)     # a bigint of the server
+        return self._as_table(found, false_match_rate)
 
 # %% ../../nbs/deployment/32_postgres_gallery.ipynb #1872ce6f
 FIND = dict(path="key = ANY(%s)", camera="sha256(camera) = ANY(%s)", identity="sha256(identity) = ANY(%s)")
@@ -660,7 +637,7 @@ class PostgresChanges(PostgresRemoval):
         "Say who is on some images. Raises `DataError` for a path that the gallery does not have."
         def work(cursor):
             self._check_named(cursor, "path", list(names))
-            pairs = sorted((name_key(path), name_bytes(name)) for path, name in names.items())
+            pairs = sorted({name_key(path): name_bytes(name) for path, name in names.items()}.items())
             cursor.executemany(self._format("UPDATE {table} SET identity = %s WHERE key = %s"),
                                [(name, key) for key, name in pairs])
             return len(pairs)
