@@ -154,3 +154,21 @@ def test_a_changed_byte_is_a_model_or_a_data_error(saved, tmp_path_factory, wher
     path.write_bytes(content)
     try: assert Embedder.load(path, "cpu").dim > 0
     except DataError as e: assert str(path) in str(e)
+
+
+def test_a_tensor_of_another_shape_is_named_as_it_was_given(saved):
+    assert "shape (48, 24, 3) is" in fault(as_pixels, torch.zeros(48, 24, 3), (48, 24))
+
+
+def test_a_model_of_a_method_that_is_not_registered_says_so(saved, tmp_path):
+    facts = json.loads(json.dumps(Embedder.load(saved, "cpu").facts)) | dict(method="my_method")
+    save_file(load_file(saved), tmp_path/"m.safetensors", metadata=dict(upl_reid=json.dumps(facts)))
+    told = fault(Embedder.load, tmp_path/"m.safetensors")
+    assert "was made by the method 'my_method', which is not registered here" in told and "UPL_REID_PLUGINS" in told
+
+
+def test_weights_are_hashed_once(saved, monkeypatch):
+    embedder = Embedder.load(saved, "cpu")
+    first = embedder.digest
+    monkeypatch.setattr(embedder.model, "state_dict", None)
+    assert embedder.digest == first

@@ -172,3 +172,20 @@ def test_the_commands_export_and_measure_it(saved, tmp_path, monkeypatch, capsys
     assert "--opset and --int8 are for .onnx" in capsys.readouterr().err
     assert main(["export", str(saved), str(tmp_path/"t.safetensors"), "--normalised"]) == 1
     assert "so is --normalised" in capsys.readouterr().err
+
+
+def test_wrong_arguments_are_refused_as_by_the_embedder(saved, tmp_path):
+    embedder = Embedder.load(saved, "cpu")
+    export_onnx(embedder, tmp_path/"m.onnx")
+    for model in (embedder, OnnxEmbedder(tmp_path/"m.onnx")):
+        for batch in (0, -1):
+            with pytest.raises(ConfigError, match="at least one picture at a time"): model.embed([], batch=batch)
+        with pytest.raises(DataError, match="put it into a list"): model.embed("a.jpg")
+    broken = OnnxEmbedder(tmp_path/"m.onnx")
+    broken.session = type("Session", (), dict(get_inputs=broken.session.get_inputs, run=lambda *_: [np.nan]))()
+    with pytest.raises(DataError, match="no finite vector for 1 of 1"): broken.embed([np.zeros((48, 24, 3), np.uint8)])
+    graph = onnx.load(tmp_path/"m.onnx")
+    for facts in ("[]", "{}", "null", '{"size": 3, "dim": 1, "calibration": null}'):
+        onnx.helper.set_model_props(graph, dict(upl_reid=facts))
+        onnx.save(graph, tmp_path/"n.onnx")
+        with pytest.raises(DataError, match="was not written by `upl-reid export`"): OnnxEmbedder(tmp_path/"n.onnx")

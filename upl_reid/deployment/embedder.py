@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['CHANNEL_ORDER', 'as_pixels', 'check_facts', 'build_model', 'facts_of', 'EmbedderWeights', 'EmbedderFile',
-           'default_batch', 'Embedder', 'calibrate_run']
+           'default_batch', 'embed_batches', 'Embedder', 'calibrate_run']
 
 # %% ../../nbs/deployment/20_embedder.ipynb #5a7cc6f3
-import hashlib, json
+import functools, hashlib, json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Self, Sequence
+from typing import Callable, Self, Sequence
 
 from PIL import Image
 import numpy as np
@@ -34,10 +34,11 @@ CHANNEL_ORDER = "channels are in RGB order (OpenCV gives BGR; turn it with image
 
 def _image_of_array(
     image: np.ndarray, # should be (H, W, 3), RGB, bytes or floats in [0, 1]
+    shape: tuple, # as it was given, for the message
 ) -> Image.Image:
     "An RGB array as a PIL image. Raises `DataError` for another shape, type or range."
     if image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise DataError(f"a picture of shape {image.shape} is neither (H, W, 3) nor, as a tensor, (3, H, W); "
+        raise DataError(f"a picture of shape {shape} is neither (H, W, 3) nor, as a tensor, (3, H, W); "
                         f"{CHANNEL_ORDER}")
     if image.dtype.kind == "f":
         if not ((image >= 0) & (image <= 1)).all():
@@ -53,10 +54,11 @@ def _open_image(
 ) -> Image.Image:
     "Any kind of picture as a PIL image."
     if isinstance(image, (str, Path)): image = read_image(image)
+    shape = tuple(getattr(image, "shape", ()))
     if isinstance(image, torch.Tensor):
         image = to_numpy(image.float() if image.is_floating_point() else image)         # numpy has no bfloat16
         if image.ndim == 3: image = image.transpose(1, 2, 0)
-    if isinstance(image, np.ndarray): image = _image_of_array(image)
+    if isinstance(image, np.ndarray): image = _image_of_array(image, shape)
     if isinstance(image, Image.Image): return image
     raise DataError(f"{type(image).__name__} is not a picture; give paths, PIL images, arrays or tensors")
 
@@ -92,9 +94,12 @@ def check_facts(
     where: str, # for the message
 ) -> dict: # the same
     "Raises `DataError` for facts that do not describe a model of this project."
-    try: good = _describes_model(facts)
-    except (KeyError, ValueError, TypeError, OverflowError): good = False
+    try: method, good = facts["method"], _describes_model(facts)
+    except (KeyError, ValueError, TypeError, OverflowError): method, good = None, False
     if good: return facts
+    if isinstance(method, str) and method not in {"pretrain", *load_methods()}:
+        raise DataError(f"{where} was made by the method {printable_text(method)!r}, which is not registered here; "
+                        "name the module that registers it in $UPL_REID_PLUGINS")
     raise DataError(f"{where} is not a model of this project, or of a later version; "
                     "make one with `upl-reid adapt` or Embedder.save")
 
@@ -193,9 +198,9 @@ class EmbedderWeights:
         self.dim: int = getattr(model, "dim")                   # length of the vectors
         self.calibration = Calibration(**facts["calibration"]) if facts["calibration"] else None
 
-    @property
+    @functools.cached_property
     def digest(self) -> str: # sixteen hexadecimal digits
-        "Identifies the weights: vectors of models with different digests cannot be compared."
+        "Identifies the weights, as they are at the first call: vectors of models of different digests do not compare."
         h = hashlib.sha256()
         for k, v in sorted(self.model.state_dict().items()):
             h.update(k.encode())
@@ -235,6 +240,25 @@ def default_batch(
     return 64 if device.type == "cpu" else 256
 
 # %% ../../nbs/deployment/20_embedder.ipynb #f19e5798
+def embed_batches(
+    images: Sequence | np.ndarray | torch.Tensor, # as of `Embedder.embed`
+    network: Callable, # (B, 3, H, W) RGB bytes -> (B, d) numpy
+    size: tuple, # (height, width) of the network's input
+    dim: int, # d
+    batch: int, # images at a time
+    progress: bool, # draw a bar
+) -> np.ndarray: # (N, d) float32
+    "What `Embedder.embed` does, with any network, and what it raises."
+    if batch < 1: raise ConfigError(f"batch={batch}: embed at least one picture at a time")
+    if isinstance(images, (str, Path, Image.Image)): raise DataError("one picture is given; put it into a list")
+    out = np.empty((len(images), dim), np.float32)
+    for s in tqdm(range(0, len(images), batch), desc="embed", disable=not progress, leave=False):
+        out[s:s + batch] = network(np.stack([as_pixels(image, size) for image in images[s:s + batch]]))
+    bad = int((~np.isfinite(out).all(1)).sum())
+    if bad: raise DataError(f"no finite vector for {bad} of {len(out)} pictures; the model's weights are damaged")
+    return out
+
+# %% ../../nbs/deployment/20_embedder.ipynb #f19e5799
 class Embedder(EmbedderFile):
     "A trained model with its preprocessing: pictures in, vectors of length one out."
     @torch.no_grad()
@@ -246,16 +270,10 @@ class Embedder(EmbedderFile):
         """Vectors of pictures of any size; arrays and tensors are RGB (not OpenCV's BGR), bytes or floats in [0, 1].
 
         Raises `DataError` for an object that is not a picture, `ConfigError` for a batch below 1."""
+        def network(pixels):
+            return to_numpy(self.model(normalise_images(torch.from_numpy(pixels).to(self.device))))
         batch = default_batch(self.device) if batch is None else batch
-        if batch < 1: raise ConfigError(f"batch={batch}: embed at least one picture at a time")
-        if isinstance(images, (str, Path, Image.Image)): raise DataError("one picture is given; put it into a list")
-        out = np.empty((len(images), self.dim), np.float32)
-        for s in tqdm(range(0, len(images), batch), desc="embed", disable=not progress, leave=False):
-            pixels = torch.from_numpy(np.stack([as_pixels(image, self.size) for image in images[s:s + batch]]))
-            out[s:s + batch] = to_numpy(self.model(normalise_images(pixels.to(self.device))))
-        bad = int((~np.isfinite(out).all(1)).sum())
-        if bad: raise DataError(f"no finite vector for {bad} of {len(out)} pictures; the model's weights are damaged")
-        return out
+        return embed_batches(images, network, self.size, self.dim, batch, progress)
 
 # %% ../../nbs/deployment/20_embedder.ipynb #6430305e
 def calibrate_run(

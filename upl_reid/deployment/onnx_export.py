@@ -15,14 +15,13 @@ from typing import Sequence
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..core import ConfigError, DataError, given_path, IMAGENET_MEAN, IMAGENET_STD, printable_text, RunError
 from ..core import seed_for, write_atomic
 
 from ..data.image_bank import normalise_images
-from .embedder import as_pixels, Embedder
-from .match_calibration import Calibration
+from .embedder import embed_batches, Embedder
+from .match_calibration import Calibration, PARSE_ERRORS
 
 # %% ../../nbs/deployment/40_onnx_export.ipynb #96c9eb16
 def random_bytes(
@@ -219,12 +218,13 @@ class OnnxFile:
         try: self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         except Exception as e:                  # whatever onnxruntime raises
             raise DataError(f"{path} is no ONNX file that can be run ({printable_text(e)})") from None
-        try: self.facts = json.loads(self.session.get_modelmeta().custom_metadata_map["upl_reid"])
-        except (KeyError, ValueError):
+        try:
+            self.facts = json.loads(self.session.get_modelmeta().custom_metadata_map["upl_reid"])
+            self.size, self.dim = tuple(self.facts["size"]), int(self.facts["dim"])
+            told = self.facts["calibration"]
+            self.calibration = Calibration(**told) if told else None
+        except PARSE_ERRORS:
             raise DataError(f"{path} was not written by `upl-reid export`; export the model again") from None
-        self.size, self.dim = tuple(self.facts["size"]), int(self.facts["dim"])
-        told = self.facts["calibration"]
-        self.calibration = Calibration(**told) if told else None
 
 # %% ../../nbs/deployment/40_onnx_export.ipynb #7c327327
 class OnnxEmbedder(OnnxFile):
@@ -234,14 +234,13 @@ class OnnxEmbedder(OnnxFile):
         batch: int = 64, # images at a time
         progress: bool = False, # draw a bar
     ) -> np.ndarray: # (N, d) float32, rows of length one
-        "Vectors of pictures of any size. Raises `DataError` for an object that is not a picture."
-        out, entry = np.empty((len(images), self.dim), np.float32), self.session.get_inputs()[0]
-        for s in tqdm(range(0, len(images), batch), desc="embed", disable=not progress, leave=False):
-            pixels = np.stack([as_pixels(image, self.size) for image in images[s:s + batch]])
+        "Vectors of pictures of any size. Raises as `Embedder.embed` does."
+        entry = self.session.get_inputs()[0]
+        def network(pixels):
             if entry.type == "tensor(uint8)": pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
             else: pixels = normalise_images(torch.from_numpy(pixels)).numpy()
-            out[s:s + batch] = self.session.run(None, {entry.name: pixels})[0]
-        return out
+            return self.session.run(None, {entry.name: pixels})[0]
+        return embed_batches(images, network, self.size, self.dim, batch, progress)
 
 # %% ../../nbs/deployment/40_onnx_export.ipynb #718720e3
 _ABOUT = """# Model card: {title}
