@@ -963,3 +963,9 @@ def test_unreadable_files_do_not_say_that_there_are_too_few(tmp_path):
     assert len(left) == 120 and "bad.jpg" not in {p.name for p in left.path} and check_images(left)["sufficient"]
     few = check_images(listed[-50:])
     assert few["unreadable"] and report_in_words(few).endswith("NOT enough to train on")
+
+
+@pytest.mark.parametrize("name", ["g.safetensors", "g.parquet"])
+def test_a_gallery_is_no_table_of_crops(tmp_path, name):
+    (tmp_path/name).write_bytes(b"PAR1\x15")
+    with pytest.raises(DataError, match="is no table of crops; `upl-reid index` brings"): list_images(tmp_path/name)

@@ -10,7 +10,7 @@ import torch
 from faults import fault
 from upl_reid.core import ConfigError, part_name
 from upl_reid.deployment.gallery import draw_hits, Gallery, page_name, page_text, unit_vectors
-from upl_reid.deployment.gallery_homes import open_gallery
+from upl_reid.deployment.gallery_homes import export_parquet, import_parquet, in_memory, open_gallery
 from upl_reid.deployment.match_calibration import Calibration
 
 X = np.eye(3, dtype=np.float32)
@@ -134,3 +134,43 @@ def test_a_figure_needs_a_query():
 def test_pages_keep_joiners_and_spaces_of_scripts():
     for name in ("علی\u200cرضا.jpg", "क्\u200dष", "8.00\u202fAM.png"): assert page_text(name) == f"<bdi>{name}</bdi>"
     assert page_name("a\u202eb\nc<\x00") == "a\\u202eb\\nc<\\x00" and len(page_name("x"*600)) == 500
+
+
+# ---------------------------------------------------------------- Parquet
+
+def exported(tmp_path, told):
+    with open_gallery(tmp_path/"old.safetensors", 3, told, recall=.9, model="0a") as gallery:
+        gallery.add(X, ["p0", "p1", "p2"])
+        export_parquet(gallery, tmp_path/"g.parquet")
+    return tmp_path/"g.parquet"
+
+
+def test_an_empty_gallery_takes_recall_and_higher_thresholds_from_parquet(home, tmp_path):
+    pytest.importorskip("pyarrow")
+    file, own = exported(tmp_path, Calibration(10., -6., (.2, .9))), Calibration(9., -5., (.5, .6))
+    with open_gallery(home, 3, own, model="0a") as gallery:
+        import_parquet(file, gallery)
+        gallery.commit()
+    with open_gallery(home) as gallery:
+        assert gallery.calibration == Calibration(9., -5., (.5, .9)) and gallery.recall == .9
+        assert in_memory(gallery).recall == .9
+        gallery.calibration, gallery.recall = own, .95
+        assert import_parquet(file, gallery) == 3                                   # it has thresholds of its own
+        assert gallery.calibration == own and gallery.recall == .95 and len(gallery) == 3
+
+
+@pytest.mark.parametrize("case", ["cut", "zero vector"])
+def test_a_damaged_parquet_file_is_named_and_adds_nothing(home, tmp_path, case):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    file = exported(tmp_path, None)
+    table = parquet.read_table(file)
+    if case == "cut":
+        parquet.write_table(pa.concat_tables([table]*40), file, compression="zstd", use_dictionary=False)
+        content = bytearray(file.read_bytes())
+        content[40:400] = bytes(360)
+        file.write_bytes(content)
+    else:
+        zero = pa.FixedSizeListArray.from_arrays(pa.array([0., 0, 0]*3, pa.float32()), 3)
+        parquet.write_table(pa.concat_tables([table]*3000 + [table.set_column(5, table.schema.field(5), zero)]), file)
+    with open_gallery(home, 3, model="0a") as gallery:
+        assert f"{file} is damaged" in fault(import_parquet, file, gallery) and len(gallery) == 0

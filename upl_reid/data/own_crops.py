@@ -600,6 +600,9 @@ def list_images(
     remedy = "give the folder of the crops, or a table of them"
     if not str(root): raise DataError(f"an empty name is no folder; {remedy}")
     root = given_path(root)
+    if os.path.isfile(root) and root.suffix in (".safetensors", ".parquet"):
+        raise DataError(f"{root} is no table of crops; `upl-reid index` brings an exported gallery (.parquet) into a "
+                        "gallery, and a gallery (.safetensors) is searched and named as it is")
     if os.path.isfile(root):
         if pattern is None: return read_table(root)
         raise DataError(f"{root} is a table, and a pattern is for a folder; leave it out, or give columns instead")

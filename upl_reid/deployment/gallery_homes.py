@@ -17,8 +17,8 @@ import numpy as np
 
 from ..core import any_names, ConfigError, DataError, file_state, given_path, left_parts, printable_text
 from ..core import write_atomic
-from .gallery import check_facts_fit, Gallery, KNOWN
-from .match_calibration import Calibration
+from .gallery import check_facts_fit, checked_columns, Gallery, KNOWN, unit_vectors
+from .match_calibration import Calibration, higher_thresholds
 from .postgres_gallery import check_part, is_postgres, PostgresGallery
 
 if TYPE_CHECKING: import pandas as pd
@@ -204,7 +204,7 @@ def in_memory(
     gallery: GalleryHome, # anywhere; not changed
 ) -> Gallery: # the same entries, calibration and model
     "A copy of a gallery in memory, for work that needs all its vectors at once."
-    copied = Gallery(gallery.dim, gallery.calibration, model=gallery.model)
+    copied = Gallery(gallery.dim, gallery.calibration, gallery.recall, gallery.model)
     for vectors, columns in gallery.batches(): copied.add(vectors, *(columns[name] for name in KNOWN))
     return copied
 
@@ -260,27 +260,50 @@ def parquet_facts(
     "What a gallery's Parquet file says of it. Raises `DataError` for another file."
     pa, parquet = load_pyarrow()
     if not path.is_file(): raise DataError(f"there is no file {path}")
-    try: facts = json.loads((parquet.read_schema(path).metadata or {})[b"upl_reid_gallery"])
-    except (pa.ArrowException, KeyError, ValueError, OSError) as e:
+    try:
+        told = (parquet.read_schema(path).metadata or {}).get(b"upl_reid_gallery")
+        if told is None: raise ValueError("it has no mark of a gallery")
+        facts = json.loads(told)
+    except (pa.ArrowException, ValueError, OSError) as e:
         raise DataError(f"{path} is not a gallery in Parquet ({printable_text(e)}); export one with `upl-reid export`"
                         ) from None
     if facts.get("format") != 1: raise DataError(f"{path} was written by a later version; read it with that version")
     return facts
 
 # %% ../../nbs/deployment/34_gallery_homes.ipynb #1475aad3
+def _parquet_parts(
+    path: Path, # of `export_parquet`
+    dim: int, # d
+) -> Iterator[tuple[np.ndarray, list]]: # (n, d) vectors, columns of names
+    "The entries of a Parquet file, in parts. Raises `DataError` if they cannot be read."
+    pa, parquet = load_pyarrow()
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(8192, columns=[*KNOWN, "vector"]):
+                vectors = unit_vectors(batch.column("vector").flatten().to_numpy().reshape(-1, dim))
+                names = [[name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name
+                          for name in batch.column(column).to_pylist()] for column in KNOWN]
+                yield vectors, [*checked_columns(len(vectors), *names).values()]
+    except (pa.ArrowException, ValueError, OSError, KeyError) as e:
+        raise DataError(f"{path} is damaged ({printable_text(e)}); export the gallery again") from None
+
+# %% ../../nbs/deployment/34_gallery_homes.ipynb #1475aad4
 def import_parquet(
     path: str | Path, # of `export_parquet`
     gallery: GalleryHome, # to add to; entries of the same paths are replaced
 ) -> int: # number of entries read
-    "Read all entries of a Parquet file. Raises `DataError`, and adds nothing, for another file, model or dimension."
-    path = given_path(path)
-    facts, count = parquet_facts(path), 0
+    """Read all entries of a Parquet file; an empty gallery takes its recall, and its thresholds where they are higher.
+
+    Raises `DataError`, and adds nothing, for another file, model or dimension, and for a damaged file."""
+    path, count = given_path(path), 0
+    facts = parquet_facts(path)
     check_facts_fit("the gallery", gallery.model, facts["model"], gallery.dim, facts["dim"])
-    with load_pyarrow()[1].ParquetFile(path) as file:
-        for batch in file.iter_batches(8192, columns=[*KNOWN, "vector"]):
-            vectors = batch.column("vector").flatten().to_numpy().reshape(-1, gallery.dim)
-            names = [[name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name
-                      for name in batch.column(column).to_pylist()] for column in KNOWN]
-            gallery.update(vectors, *names)
-            count += len(vectors)
+    for _ in _parquet_parts(path, gallery.dim): pass            # the whole file is good before anything is added
+    if not len(gallery):
+        own, told = gallery.calibration, Calibration(**facts["calibration"]) if facts["calibration"] else None
+        gallery.calibration = higher_thresholds(own, told) if own and told else own or told
+        gallery.recall = facts["recall"]
+    for vectors, names in _parquet_parts(path, gallery.dim):
+        gallery.update(vectors, *names)
+        count += len(vectors)
     return count

@@ -257,10 +257,11 @@ class PostgresFacts(PostgresMade):
 class PostgresStored(PostgresFacts):
     "The gallery as a whole."
     def commit(self) -> None:
-        "Store the calibration; everything else is stored when a method returns."
+        "Store calibration and recall; everything else is stored when a method returns."
         told = json.dumps(asdict(self.calibration)) if self.calibration else ""
         self._change(lambda cursor: cursor.execute(
-            self._format("UPDATE {schema}.galleries SET calibration = %s WHERE name = %s"), [told, self.name]))
+            self._format("UPDATE {schema}.galleries SET calibration = %s, recall = %s WHERE name = %s"),
+            [told, self.recall, self.name]))
 
     def drop(self) -> None:
         "Delete the whole gallery."
