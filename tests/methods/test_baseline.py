@@ -1,14 +1,18 @@
 """Clusterings whose numbers are chosen from the data in the first round."""
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
-from small import people_in_cameras
+from small import Linear, people_in_cameras
 from upl_reid.components.label_choice import choose_clustering
 from upl_reid.core import DataError
 from upl_reid.methods.baseline import SCALES, GlobalDBSCAN, global_clusters, possible_scales
 from upl_reid.methods.cgc import CGC
-from upl_reid.methods.mspl import MSPL
+from upl_reid.methods.mmt import MMT
+from upl_reid.methods.mspl import MSPL, refined_clusters
+from upl_reid.methods.p2lr import P2LR
 from upl_reid.methods.upl import (STAGES, HybridLabels, GlobalUPL, camera_parts, label_arguments, mixture_labels,
                                   two_stage_clusters, ways_to_group)
 
@@ -103,3 +107,39 @@ def test_any_groups_get_soft_labels_and_weights():
     for few, words in ((0, "one cluster"), (-1, "no cluster")):
         with pytest.raises(DataError, match=f"left {words} of 240 images.*lower min_samples"):
             mixture_labels(x, cam, torch.full_like(pid, few))
+
+
+def with_lone_images(copies=1):
+    "Ninety-six images in three cameras, and six people of whom six further cameras have one image, or copies of it."
+    x, _, cam = people_in_cameras(8, 3, 4, .4, bias=.5, seed=1)
+    g = torch.Generator().manual_seed(0)
+    lone = x[torch.arange(0, 72, 12)] + .02*torch.randn(6, 24, generator=g)
+    cams = torch.cat([cam, 10 + torch.arange(6).repeat_interleave(copies)])
+    return torch.cat([x, lone.repeat_interleave(copies, 0)]), cams
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.parametrize("cluster", [
+    global_clusters, partial(global_clusters, k1=10, k2=3), partial(refined_clusters, k1=10, k2=3, select=False),
+    partial(refined_clusters, normalize=False, center=True, k1=10, k2=3, select=False),
+    partial(refined_clusters, clusters="kmeans", select=False),
+    lambda x, cam: MMT(Linear(0, 24), Linear(1, 24), center=True).relabel(x, cam, 0).hard,
+    lambda x, cam: P2LR(Linear(0, 24), Linear(1, 24), center=True, reweight=True).relabel(x, cam, 0).hard,
+], ids=["global", "small k1", "mspl", "mspl centred", "mspl k-means", "mmt", "p2lr"])
+def test_the_only_images_of_their_cameras_are_noise_and_change_no_other_label(cluster, copies):
+    x, cam = with_lone_images(copies)
+    labels = cluster(x, cam)
+    assert (labels[96:] == -1).all()
+    assert torch.equal(labels[:96], cluster(x[:96], cam[:96]))
+
+
+def test_uncentred_lone_images_are_clustered():
+    x, cam = with_lone_images()
+    assert (global_clusters(x, cam, center=False, k1=10, k2=3)[96:] >= 0).all()
+
+
+@pytest.mark.parametrize("cluster", [global_clusters, refined_clusters, two_stage_clusters], ids=lambda f: f.__name__)
+def test_a_camera_for_each_image_is_said(cluster):
+    x, _ = with_lone_images()
+    with pytest.raises(DataError, match="102 of 102 images are the only image .* set center=False"):
+        cluster(x, torch.arange(len(x)))

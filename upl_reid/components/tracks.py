@@ -133,7 +133,8 @@ class TrackUnits:
         *columns, # (N, ...) of the images
     ) -> list: # (U, ...) of each unit's first image, same kinds
         "One row for each unit."
-        return [column[self.units[0]] for column in columns]
+        first = self.units[0]
+        return [column[first] for column in columns]
 
     def spread(self,
         labels, # (U,) of the units

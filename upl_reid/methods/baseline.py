@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 
-from ..components.clustering import camera_center, cluster_centroids, dbscan
+from ..components.clustering import cluster_centroids, jaccard_dbscan, without_cameras
 from ..components.label_choice import choose_clustering
-from ..components.neighbours import jaccard_distance
 from ..core import DataError
 from ..training.method import Method, PseudoLabels, Supervised, register
 
@@ -52,10 +51,8 @@ def global_clusters(
     eps: float = 0.5, # DBSCAN's radius
     min_samples: int = 4, # DBSCAN's density
 ) -> Tensor: # (N,) int64, -1: noise
-    "One DBSCAN over all cameras on the Jaccard distance."
-    points = camera_center(features, camids) if center else features
-    distance = jaccard_distance(points, k1, k2, max_distance=min(1., eps + 1e-9))
-    return torch.as_tensor(dbscan(distance, eps, min_samples), device=features.device)
+    "One DBSCAN over all cameras on the Jaccard distance. Raises as `without_cameras` and `jaccard_dbscan`."
+    return jaccard_dbscan(without_cameras(features, camids, center), k1, k2, eps, min_samples)
 
 # %% ../../nbs/methods/baseline.ipynb #817dbbc6
 # k1 and k2 of the Jaccard distance and DBSCAN's min_samples, from many images of a person to few

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..components.encoder import Encoder
-from ..components.clustering import camera_center, check_camids, check_labels, relabel_consecutive
-from ..components.clustering import silhouette_samples
+from ..components.clustering import check_camids, check_labels, relabel_consecutive, silhouette_samples
+from ..components.clustering import without_cameras
 from ..components.neighbours import finite_rows, unit_rows
 from ..core import ConfigError, DataError, match_type, to_numpy
 from ..components.losses import soft_cross_entropy
@@ -343,7 +343,7 @@ class CGCLabels(CGCThreshold):
     ) -> PseudoLabels:
         "Clusters, their centroids of Eq. 7, and the soft labels of Eq. 9 by cluster, before the first step."
         hard = self.cluster(features, camids)
-        points = camera_center(features, camids) if self.label_args["center"] else features
+        points = without_cameras(features, camids, self.label_args["center"])
         s = silhouette_samples(points, hard, **self.silhouette_args)
         delta = self.threshold_of(round)
         weights = centroid_weights(hard, s, self.kind, delta)

@@ -9,7 +9,7 @@ __all__ = ['neighbour_votes', 'NeighbourVotes']
 import torch
 from torch import Tensor
 
-from ..components.clustering import camera_center
+from ..components.clustering import without_cameras
 from ..components.neighbours import nearest_images, unit_rows
 from ..core import ConfigError
 from .baseline import GlobalDBSCAN
@@ -47,5 +47,5 @@ class NeighbourVotes(GlobalDBSCAN):
     ) -> PseudoLabels:
         "The baseline's labels with the neighbours' votes as weights."
         found = super().relabel(features, camids, round)
-        points = camera_center(features, camids) if self.label_args["center"] else features
+        points = without_cameras(features, camids, self.label_args["center"])
         return PseudoLabels(found.hard, None, neighbour_votes(points, found.hard, self.k), found.centroids)

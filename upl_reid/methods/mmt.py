@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..components.encoder import parameter_groups
-from ..components.clustering import camera_center, kmeans_labels
+from ..components.clustering import cluster_directed, kmeans_labels, without_cameras
 from ..core import ConfigError
 from ..components.losses import soft_cross_entropy, softmax_triplet
 from .baseline import hard_pseudo_labels
@@ -121,8 +121,8 @@ class MMTLabels(MMTNetworks):
         round: int, # seeds k-means
     ) -> PseudoLabels:
         "K-means clusters as hard labels."
-        points = camera_center(features, camids) if self.center else features
-        return hard_pseudo_labels(features, kmeans_labels(points, cluster_count(len(points), self.clusters), round))
+        def means(x): return kmeans_labels(x, cluster_count(len(x), self.clusters), round)
+        return hard_pseudo_labels(features, cluster_directed(without_cameras(features, camids, self.center), means))
 
     def start_round(self,
         labels: PseudoLabels, # of this round

@@ -19,8 +19,9 @@ from sklearn.metrics import adjusted_rand_score
 from torch import nn, Tensor
 
 from ..components.encoder import Encoder
-from ..components.clustering import camera_center, check_camids, dbscan, kmeans_labels, relabel_consecutive
-from ..components.neighbours import finite_rows, jaccard_distance
+from ..components.clustering import check_camids, check_directions, cluster_directed, jaccard_dbscan
+from ..components.clustering import kmeans_labels, relabel_consecutive, without_cameras
+from ..components.neighbours import finite_rows
 from ..core import ConfigError, DataError, match_type, to_numpy
 from ..components.losses import center_loss, updated_centers, weighted_triplet
 from .baseline import ChosenClustering, hard_pseudo_labels, possible_scales
@@ -94,8 +95,8 @@ def camera_free(
     center: bool, # subtract each camera's mean instead
 ) -> Tensor: # (N, d)
     "The features to cluster: normalised, centred or as they are."
-    if normalize: return camera_normalize(features, camids)
-    return camera_center(features, camids) if center else features
+    if normalize: return check_directions(camera_normalize(features, camids))
+    return without_cameras(features, camids, center)
 
 # %% ../../nbs/methods/mspl.ipynb #ca36198c
 def check_kept(
@@ -127,9 +128,9 @@ def refined_clusters(
     "Normalise, cluster, select (sections 3.3 to 3.5). Raises `ConfigError`, and `DataError` for too few clusters."
     check_clustering(clusters, normalize, center)
     points = camera_free(features, camids, normalize, center)
-    if clusters == "kmeans": found = kmeans_labels(points, number_of_clusters(len(points), per_cluster), seed)
-    else: found = dbscan(jaccard_distance(points, k1, k2, min(1., eps + 1e-9)), eps, min_samples)
-    found = torch.as_tensor(found, device=features.device)
+    def means(x): return kmeans_labels(x, number_of_clusters(len(x), per_cluster), seed)
+    if clusters == "kmeans": found = cluster_directed(points, means)
+    else: found = jaccard_dbscan(points, k1, k2, eps, min_samples)
     return check_kept(select_clusters(found, camids, min_size) if select else found, found)
 
 # %% ../../nbs/methods/mspl.ipynb #3cb3d8e6

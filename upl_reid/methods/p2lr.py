@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from ..components.encoder import Encoder, make_ema
-from ..components.clustering import camera_center, cluster_centroids
+from ..components.clustering import cluster_centroids, without_cameras
 from ..components.neighbours import unit_rows
 from ..core import ConfigError, DataError, match_type, to_numpy
 from .mmt import MMT
@@ -194,7 +194,7 @@ class P2LRMeasure(P2LRState):
         camids: Tensor, # (N,)
     ) -> Tensor: # (N, d)
         "The features in the space in which the clusters were found."
-        return camera_center(features, camids) if self.center else features
+        return without_cameras(features, camids, self.center)
 
     def inconsistency(self,
         centroids: Tensor, # (K, d)
@@ -239,7 +239,7 @@ class P2LRLabels(P2LRUncertainty):
         u = self.measure(labels, first, second, camids)
         share = 1. if self.reweight else selected_fraction(round, self.rounds, self.p0, self.h)
         beta = selection_threshold(u, labels.hard, share)
-        self.measured = torch.stack([u.mean(), beta]).float()
+        self.measured = torch.stack([u[labels.hard >= 0].mean(), beta]).float()
         weight = torch.exp(-u).float() if self.reweight else labels.weight
         return replace(labels, hard=torch.where(u <= beta, labels.hard, -1), weight=(u <= beta)*weight)
 

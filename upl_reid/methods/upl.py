@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..components.encoder import Encoder
-from ..components.clustering import camera_center, camera_dbscan, cluster_camids, cluster_centroids, group_images
-from ..components.clustering import merge_across_cameras, relabel_consecutive
+from ..components.clustering import camera_dbscan, cluster_camids, cluster_centroids, group_images
+from ..components.clustering import merge_across_cameras, relabel_consecutive, without_cameras
 from ..core import ConfigError, DataError, seed_for, to_numpy
 from ..data.image_bank import ImageBank, plan_batches, normalise_images
 from ..components.losses import soft_cross_entropy, supervised_contrastive, weighted_triplet
@@ -55,7 +55,7 @@ def two_stage_clusters(
     threshold: float = 0.5, # largest average cosine distance at which clusters of different cameras merge
 ) -> Tensor: # (N,) int64, -1: noise
     "DBSCAN in each camera, then groups of clusters across cameras. Raises `DataError` for fewer than two clusters."
-    points = camera_center(features, camids) if center else features
+    points = without_cameras(features, camids, center)
     clusters = camera_dbscan(features, camids, k1, k2, eps, min_samples)
     check_clusters(clusters)
     groups = merge_across_cameras(cluster_centroids(points, clusters), cluster_camids(clusters, camids), threshold)
@@ -87,7 +87,7 @@ def mixture_labels(
 
     The mixture is fitted to the centroids of each group in each camera. Raises `DataError` for too few groups."""
     check_clusters(groups)
-    points = camera_center(features, camids) if center else features
+    points = without_cameras(features, camids, center)
     parts, group = camera_parts(groups, camids)
     means = cluster_centroids(points, parts)
     mixture = fit_mixture(means, group) if components is None else fit_components(means, components)
