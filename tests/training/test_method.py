@@ -87,11 +87,16 @@ def test_the_methods_of_the_package_have_the_presets_momentum():
     for name, cls in load_methods().items(): assert cls.preset_arguments(.123) == dict(momentum=.123), name
 
 
-def test_the_identifier_hashes_the_declared_default_and_not_the_presets():
+def test_the_identifier_hashes_the_declared_default_and_what_is_given_against_the_preset():
     config = RunConfig("tiny", "plaza", "campus", "dbscan")
     assert config.hashed_arguments["momentum"] == .99
     assert config.arguments["momentum"] == PRESETS["tiny"].momentum != .99
-    assert RunConfig("tiny", "plaza", "campus", "dbscan", dict(momentum=.99)).id == config.id
+    given = RunConfig("tiny", "plaza", "campus", "dbscan", dict(momentum=.99))       # the default, against the preset's
+    assert given.arguments["momentum"] == .99 and given.id != config.id
+    names = {RunConfig("paper-cgc", "", "market1501", "cgc", args).id for args in ({}, dict(threshold=0.), dict(eps=.5))}
+    assert len(names) == 3
+    same = RunConfig("demo", "plaza", "campus", "dbscan", dict(momentum=.99))        # here the preset's is the default
+    assert same.id == RunConfig("demo", "plaza", "campus", "dbscan").id
 
 
 # -- names and constructors --------------------------------------------------------------------------------------------

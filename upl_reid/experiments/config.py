@@ -393,7 +393,7 @@ class RunFields:
     @property
     def defaults(self) -> dict:
         "The method's arguments with their defaults."
-        return {} if self.method == "pretrain" else METHODS[self.method].arguments()
+        return {} if self.method == "pretrain" else plain_copy(METHODS[self.method].arguments())
 
 # %% ../../nbs/experiments/00_config.ipynb #b741fafb
 class RunArguments(RunFields):
@@ -411,6 +411,12 @@ class RunArguments(RunFields):
         classes = () if self.method == "pretrain" else METHODS[self.method].__mro__
         later = {name for c in classes for name in vars(c).get("later_arguments", ())}
         return {k: v for k, v in self.whole_arguments.items() if k not in later or v != self.defaults[k]}
+
+    @property
+    def kept_defaults(self) -> list:
+        "Arguments that were given their default where the preset sets another value: identifiers name them."
+        whole, default, fixed = self.whole_arguments, self.defaults, self.fixed_arguments
+        return sorted(k for k in self.method_args if k in fixed and whole[k] == default[k] != fixed[k])
 
     @property
     def fixed_arguments(self) -> dict:
@@ -451,6 +457,7 @@ class RunConfig(RunNetwork):
     def id(self) -> str:
         "Sixteen hexadecimal digits."
         config = {**self.stated, "method_args": self.hashed_arguments}
+        if self.kept_defaults: config["given"] = self.kept_defaults
         return hash_facts(dict(config=config, preset=hashed_preset(self.preset, self.source, self.target)))
 
     @property
@@ -465,6 +472,7 @@ class RunConfig(RunNetwork):
         "The configuration in a run's folder. Raises `ConfigError` for one of a later version."
         return cls(**present_names(json.loads(Path(path).read_text(encoding="utf-8"))))
 
+    def __eq__(self, other): return isinstance(other, RunConfig) and self.id == other.id
     def __hash__(self): return hash(self.id)
 
     def __str__(self):
