@@ -10,7 +10,7 @@ __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'printable_text', 'DataError', 'Conf
            'cache_digests', 'file_digests']
 
 # %% ../nbs/core.ipynb #21c06eea
-import contextlib, errno, hashlib, json, operator, os, shutil, sqlite3, stat, threading, time, warnings
+import contextlib, errno, hashlib, json, operator, os, random, shutil, sqlite3, stat, threading, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
@@ -54,11 +54,18 @@ def seed_for(
 def seeded_torch(
     *parts, # address of the stream, as in `seed_for`
 ) -> Iterator[None]:
-    "Run a block with torch's generators set from `seed_for(*parts)`; their previous state returns afterwards."
+    "Run a block with torch's, numpy's and Python's generators set from `seed_for(*parts)`, and then set back."
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    seed, of_numpy, of_python = seed_for(*parts), np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed_for(*parts))
-        yield
+        try:
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+            yield
+        finally:
+            np.random.set_state(of_numpy)
+            random.setstate(of_python)
 
 # %% ../nbs/core.ipynb #1c53a302
 def pick_device(

@@ -1,5 +1,5 @@
 "What a method may declare, what registering refuses, and what the loop checks of a method's answers."
-import ast, inspect
+import ast, inspect, random
 from pathlib import Path
 
 import numpy as np
@@ -267,3 +267,36 @@ def test_a_method_with_the_defaults_trains(world):
         Budget(1, 2, identities=2), 0,
         progress=False, save=lambda tensors, row, round: rows.append(row))
     assert set(rows[0]) == {"epoch", "lr", "classes", "unused", "seconds", "relabel_seconds", "loss", "ce", "triplet"}
+
+
+# -- random numbers ----------------------------------------------------------------------------------------------------
+
+
+class Draws(GlobalDBSCAN):
+    "Takes random numbers from every global generator, in the constructor and in each hook of a round."
+    def __init__(self, encoder, **kwargs):
+        super().__init__(encoder, **kwargs)
+        self.drawn = [random.random(), np.random.rand(), float(torch.rand(()))]
+        self.proj = nn.Linear(2, 2)
+
+    def look(self, bank, camids): self.drawn += [random.random(), np.random.rand(), float(torch.rand(()))]
+    def start(self, budget, images): self.drawn += [random.random(), np.random.rand(), float(torch.rand(()))]
+
+    def relabel(self, features, camids, round):
+        self.drawn += [random.random(), np.random.rand(), float(torch.rand(()))]
+        return super().relabel(features, camids, round)
+
+
+def test_the_seed_decides_what_a_method_draws_from_global_generators(names, monkeypatch, tmp_path):
+    register("trial")(Draws)
+    domain = load_domain("plaza", write_domain("plaza", tmp_path, train_ids=4, test_ids=2, cameras=2, size=SIZE))
+    bank = ImageBank(domain.train.paths, SIZE, torch.device("cpu"))
+    def drawn(seed):
+        method = made(RunConfig("tiny", "plaza", "campus", "trial", seed=seed), monkeypatch)
+        fit(method, bank, domain.train.camids, Budget(1, 1, 2, 2), seed, progress=False)
+        return [*method.drawn, *method.proj.weight.flatten().tolist()]
+    before = np.random.get_state()[1].tolist(), random.getstate()
+    first = drawn(0)
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == before and len(first) == 16
+    np.random.rand(), random.random(), torch.rand(())
+    assert drawn(0) == first and not set(drawn(1)) & set(first)

@@ -35,7 +35,7 @@ from ..components.clustering import camera_center
 from ..components.encoder import build_encoder, Encoder, FlipAverage, whiten_projection
 from ..components.memory import cross_camera_info_nce, cross_camera_masks
 from ..core import ConfigError, DataError, file_digests, given_path, pick_device, printable_text, project_root
-from ..core import read_rows, read_tensors, RunError, seed_for, write_atomic, write_tensors
+from ..core import read_rows, read_tensors, RunError, seed_for, seeded_torch, write_atomic, write_tensors
 from ..data.answers import Answers, find_answers, read_answers
 from ..data.benchmarks import LAYOUTS, load_domain, split_identities
 from ..data.image_bank import ImageBank
@@ -573,7 +573,8 @@ def make_method(
     if cls.needs_identities: extras["pids"] = known_identities(config, target)
     if cls.needs_meta and held is not None:
         extras["meta"] = (ImageBank(held.paths, config.size, at.device), held.pids, held.camids)
-    return cls(encoder, **extras, **{**config.fixed_arguments, **config.method_args})
+    with seeded_torch(config.seed, "method", config.method):
+        return cls(encoder, **extras, **{**config.fixed_arguments, **config.method_args})
 
 # %% ../../nbs/experiments/10_runs.ipynb #ecb11897
 def no_watch(

@@ -285,8 +285,9 @@ class TrainingState:
         self.augment = make_augmenter(bank.size, erase=budget.erase).to(bank.device)
         self.steps = budget.steps_for(len(bank))
         self.body = torch.optim.Adam(method.parameter_groups(budget), weight_decay=budget.weight_decay, fused=True)
-        method.look(bank, self.camids_on_device)
-        method.start(budget, len(bank))
+        with seeded_torch(seed, title, "start"):
+            method.look(bank, self.camids_on_device)
+            method.start(budget, len(bank))
 
 # %% ../../nbs/training/20_loop.ipynb #f2bc1661
 class TrainingRounds(TrainingState):
