@@ -549,7 +549,7 @@ def test_split_identities_leaves_the_global_generator_alone():
     assert np.array_equal(before, np.random.get_state()[1])
 
 
-@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan"), float("inf")])
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan"), float("inf"), "0.2"])
 def test_fractions_outside_zero_and_one(fraction):
     with pytest.raises(ConfigError, match="fraction=") as e: split_identities(some_split(), fraction)
     assert isinstance(e.value, ValueError) and repr(fraction) in str(e.value)

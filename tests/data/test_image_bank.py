@@ -387,3 +387,8 @@ def test_labels_may_be_tensors():
     labels, camids = np.repeat(np.arange(3), 4), np.tile([0, 1], 6)
     of_tensors = plan_batches(torch.tensor(labels), torch.tensor(camids), 2, 2, 3, 0)
     assert np.array_equal(of_tensors, plan_batches(labels, camids, 2, 2, 3, 0))
+
+
+def test_plans_need_a_camera_for_each_label():
+    with pytest.raises(DataError, match="3 labels beside 2 cameras"):
+        plan_batches(np.array([0, 0, 1]), np.array([0, 1]), 4, 4, 2, 0)

@@ -1,5 +1,6 @@
 """Tracks and times as columns of a split: from tables, patterns and names, kept by subsets, refused where wrong."""
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from PIL import Image
 from upl_reid.core import DataError
 from upl_reid.data.benchmarks import load_domain
 from upl_reid.data.own_crops import as_domain, list_images, load_folder, make_listing, write_table
-from upl_reid.data.splits import Split
+from upl_reid.data.image_bank import ImageBank
+from upl_reid.data.splits import Split, Unlabelled
 from upl_reid.data.synthetic import write_domain
 from upl_reid.data.tracks import moment, seconds_of_text, track_numbers, walk_times
 from upl_reid.deployment.gallery import Gallery
@@ -25,24 +27,41 @@ def crops(root, *names):
 
 def test_columns_are_checked_copied_and_read_only():
     tracks, times = np.array([3, 3, -1]), [1, np.inf, np.nan]
-    split = Split("abc", [1, 1, 2], [0, 0, 0], tracks=tracks, times=times)
+    split = Split(list("abc"), [1, 1, 2], [0, 0, 0], tracks=tracks, times=times)
     tracks[0] = 9
     assert split.tracks.tolist() == [3, 3, -1] and split.tracks.dtype == np.int64
     assert split.times[0] == 1 and np.isnan(split.times[1:]).all()
     with pytest.raises(ValueError): split.tracks[0] = 1
     with pytest.raises(ValueError): split.times[0] = 1
-    assert Split("ab", [1, 1], [0, 0], tracks=[-1, -1], times=[np.nan]*2).tracks is None
+    assert Split(list("ab"), [1, 1], [0, 0], tracks=[-1, -1], times=[np.nan]*2).tracks is None
 
 
 @pytest.mark.parametrize("tracks, message", [
     ([0, 0], "tracks has shape (2,) beside 3 paths"), ([0, 0, 0], "track 0 has images of 2 cameras"),
     ([0., 0., 1.], "tracks holds float64 values"), ([0, -2, 1], "tracks go down to -2")])
 def test_wrong_tracks_are_refused(tracks, message):
-    with pytest.raises(DataError, match=re.escape(message)): Split("abc", [1]*3, [0, 0, 1], tracks=tracks)
+    with pytest.raises(DataError, match=re.escape(message)): Split(list("abc"), [1]*3, [0, 0, 1], tracks=tracks)
 
 
-def test_wrong_times_are_refused():
-    with pytest.raises(DataError, match="give one for each path"): Split("abc", [1]*3, [0]*3, times=[1., 2.])
+@pytest.mark.parametrize("times, message", [([1., 2.], "give one for each path"), (["9:00"]*3, "are no seconds")],
+                         ids=["length", "text"])
+def test_wrong_times_are_refused(times, message):
+    with pytest.raises(DataError, match=message): Split(list("abc"), [1]*3, [0]*3, times=times)
+
+
+@pytest.mark.parametrize("pids, message", [
+    ([[1], [1, 2]], "rows of different lengths"), (np.array([1, 2**63], np.uint64), "below 2**63"),
+    ([1., 2.], "float64 values")], ids=["ragged", "huge", "floats"])
+def test_wrong_identities_are_refused(pids, message):
+    with pytest.raises(DataError, match=re.escape(message)): Split(["a", "b"], pids, [0, 0])
+    assert Split(["a"], np.array([2**63 - 1], np.uint64), [0]).pids.tolist() == [2**63 - 1]
+
+
+@pytest.mark.parametrize("make", [lambda paths: Split(paths, [1]*6, [0]*6), lambda paths: Unlabelled(paths, [0]*6),
+                                  lambda paths: ImageBank(paths, (8, 4))], ids=["split", "unlabelled", "bank"])
+@pytest.mark.parametrize("kind", [str, Path])
+def test_one_path_is_no_list_of_paths(make, kind):
+    with pytest.raises(DataError, match="ab.jpg is one path; give a list"): make(kind("ab.jpg"))
 
 
 def test_subset_and_withhold_keep_tracks_and_times():

@@ -2,7 +2,8 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    "splits": ["integer_column", "track_column", "time_column", "Unlabelled", "selected_rows", "Split", "Domain"],
+    "splits": ["path_column", "integer_column", "track_column", "time_column", "Unlabelled", "selected_rows",
+        "Split", "Domain"],
     "tracks": ["CLOCK", "STAMP", "moment", "seconds_of_text", "track_numbers", "walk_times"],
     "decoding": ["FORMATS", "MAX_PIXELS", "TURNS", "upright_rgb", "unreadable_reason", "read_image"],
     "own_crops": ["PICTURE_SUFFIXES", "OTHER_SUFFIXES", "SYSTEM_FOLDERS", "VIDEO_SUFFIXES", "COLUMNS", "MAX_ROWS",

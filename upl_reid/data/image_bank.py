@@ -19,6 +19,7 @@ from torch import nn
 
 from ..core import DataError, IMAGENET_MEAN, IMAGENET_STD, map_in_threads
 from .decoding import read_image
+from .splits import path_column
 
 # %% ../../nbs/data/50_image_bank.ipynb #a21d3cb9
 def decode_images(
@@ -119,10 +120,10 @@ class ImageBank:
         limit: int | None = None, # most bytes to hold in any one memory; None: half of what is free
         folder: Path | None = None, # for a bank larger than all memory: a file here; None: it is decoded batch by batch
     ):
-        if not len(paths): raise DataError("an image bank needs at least one image; the list of paths is empty")
-        self.paths, self.size, self.device = tuple(paths), tuple(size), torch.device(device)
-        shape = len(paths), 3, *self.size
-        self.home, on_disk = choose_home(len(paths), math.prod(shape), self.device, limit, folder)
+        self.paths, self.size, self.device = path_column(paths), tuple(size), torch.device(device)
+        if not self.paths: raise DataError("an image bank needs at least one image; the list of paths is empty")
+        shape = len(self.paths), 3, *self.size
+        self.home, on_disk = choose_home(len(self.paths), math.prod(shape), self.device, limit, folder)
         out = scratch_file(folder, shape) if on_disk and folder else None
         self.images = decode_images(self.paths, self.size, out).to(self.home) if self.home is not None else None
 
@@ -218,8 +219,11 @@ def plan_batches(
     steps: int, # batches
     seed: int, # draws everything
 ) -> np.ndarray: # (steps, P*K) int64 indices of images; an identity's K images stand together
-    "Plan identity x camera balanced batches (section 3.2). Raises `DataError` if there are fewer than two identities."
+    """Plan identity x camera balanced batches (section 3.2).
+
+    Raises `DataError` for columns of unequal length, and if there are fewer than two identities."""
     camids, rng = np.asarray(camids), np.random.default_rng(seed)
+    if len(camids) != len(labels): raise DataError(f"{len(labels)} labels beside {len(camids)} cameras; give one each")
     members = group_by_label(np.asarray(labels))
     if len(members) < 2:
         found = f"the labels have {len(members)}"
