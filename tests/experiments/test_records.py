@@ -10,9 +10,9 @@ from upl_reid.cli import main
 from upl_reid.core import RunError
 from upl_reid.experiments.config import RunConfig
 from upl_reid.experiments.label_analysis import camera_rate, finished_runs, pack_store
-from upl_reid.experiments.records import (archived_runs, ArchivedRun, keep_records, local_folder, merge_rows, noted,
+from upl_reid.experiments.records import (archived_runs, ArchivedRun, keep_records, local_folder, merge_rows, noted, pack,
     read_archive, read_setting, record_of, RECORDS, report_folder, ReportSetting, setting_in_text, stored_runs,
-    write_setting)
+    unpack, write_setting)
 from upl_reid.experiments.runs import (features_to_rank, get_run, open_domain, plain_scores, Run, score_retrieval,
     WAYS_TO_RANK)
 from upl_reid.experiments.tables import (add_differences, open_table, provenance_table, rank_again,
@@ -310,6 +310,25 @@ def test_records_of_stores_are_merged(tmp_path):
     expected = plain_scores(features, domain)["mAP"]
     packed, = archived_runs(configs[1:], [two/RECORDS], None, two)
     assert rank_again(packed, domain, "reranked").metrics["mAP"] == expected
+
+
+def test_records_and_notes_are_of_the_last_training(tmp_path):
+    run = finished(tmp_path)
+    row = {**record_of(run), "notes": pack(dict(a=1, b=1))}
+    merge_rows(tmp_path/RECORDS, [row])
+    merge_rows(tmp_path/RECORDS, [{**row, "notes": pack(dict(b=2))}])                  # the same training: joined
+    assert unpack(read_archive(tmp_path/RECORDS)[run.id]["notes"]) == dict(a=1, b=2)
+    shutil.rmtree(run.path)
+    anew = finished(tmp_path)                                                          # as after again=True
+    merge_rows(tmp_path/RECORDS, [{**record_of(anew), "notes": pack(dict(b=3))}])
+    assert unpack(read_archive(tmp_path/RECORDS)[run.id]["notes"]) == dict(b=3)
+    shutil.rmtree(anew.path)
+    pretrained = finished(tmp_path, "pretrain", target="")
+    assert pack_store(tmp_path)["records"] == 2
+    shutil.rmtree(pretrained.path)
+    again = finished(tmp_path, "pretrain", target="")
+    assert pack_store(tmp_path)["records"] == 2                                        # `records`, after it was trained anew
+    assert unpack(read_archive(tmp_path/RECORDS)[again.id]["metrics"])["mAP"] == again.metrics["mAP"]
 
 
 def test_the_command_merges_files_and_names_a_missing_one(tmp_path, monkeypatch, capsys):

@@ -38,8 +38,8 @@ from ..evaluation.calibration import pseudo_label_correct, pseudo_label_ece
 from ..evaluation.clusters import cluster_quality, same_camera_neighbour_rate
 from ..evaluation.retrieval import unit_distances
 from .config import PRESETS, RunConfig
-from upl_reid.experiments.records import (archived_config, ArchivedRun, merge_rows, noted, read_archive, record_of,
-    pack, RECORDS, unpack)
+from .records import (archived_config, ArchivedRun, merge_rows, noted, read_archive, record_of,
+    pack, RECORDS, same_training, unpack)
 from .runs import domain_fingerprint, open_domain, Run, WAYS_TO_RANK
 from .tables import mean_and_std, rank_again
 from ..methods.upl import HybridLabels, MIXTURE, mixture_labels
@@ -498,9 +498,10 @@ def pack_store(
     for i, run in enumerate(runs, 1):
         start, new = time.monotonic(), []
         tested = run.config.target and "mAP" in run.metrics
-        domain = target_of(run, store, marked) if tested else None
-        if domain: new = note_run(run, domain, more, known.get(run.id, {}))
-        elif tested and not unpack(known.get(run.id, {}).get("notes", pack({}))): without.append(run.id)
-        if new or run.id not in known: merge_rows(store/RECORDS, [record_of(run)])
+        domain, there = target_of(run, store, marked) if tested else None, known.get(run.id, {})
+        if not same_training(record_of(run), there): there = {}
+        if domain: new = note_run(run, domain, more, there)
+        elif tested and not unpack(there.get("notes", pack({}))): without.append(run.id)
+        if new or not there: merge_rows(store/RECORDS, [record_of(run)])
         if new: say(f"run {i} of {len(runs)}, {run}: {len(new)} values, {time.monotonic() - start:.0f} s")
     return dict(records=len(read_archive(store/RECORDS)), left_out=unread, without_images=without)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RECORDS', 'COLUMNS', 'ReportSetting', 'write_setting', 'usual_domains', 'read_setting', 'setting_in_text',
            'may_replace', 'changed_extra', 'local_folder', 'report_folder', 'shown_path', 'place_in_words', 'pack',
-           'unpack', 'record_of', 'read_archive', 'build_archive', 'shown_runs', 'merge_rows', 'keep_records',
-           'ArchivedRun', 'archived_config', 'archived_runs', 'stored_runs', 'related_runs', 'noted']
+           'unpack', 'record_of', 'read_archive', 'build_archive', 'shown_runs', 'same_training', 'merge_rows',
+           'keep_records', 'ArchivedRun', 'archived_config', 'archived_runs', 'stored_runs', 'related_runs', 'noted']
 
 # %% ../../nbs/experiments/25_records.ipynb #d01ce88a
 import json, re, sqlite3, zlib
@@ -202,9 +202,16 @@ def shown_runs(
 
 
 # %% ../../nbs/experiments/25_records.ipynb #9f22737b
+def same_training(
+    row: dict, # of `record_of`
+    known: dict, # what an archive has of the same run; may be empty
+) -> bool:
+    "Whether two rows are of one training, rather than of two trainings with the same configuration."
+    return bool(known) and zlib.decompress(row["metrics"]) == zlib.decompress(known["metrics"])
+
 def merge_rows(
     archive: Path, # .sqlite, made if absent
-    rows: Iterable[dict], # of `record_of`; notes of a run that is there are merged
+    rows: Iterable[dict], # of `record_of`; notes of the same training are merged
     shown: Callable | None = None, # gives the identifiers to keep; None: all
 ) -> None:
     "Merge rows into an archive. Several processes may do so at once."
@@ -213,9 +220,9 @@ def merge_rows(
         before = read_archive(archive)
         after = dict(before)
         for row in rows:
-            known = after.get(row["id"])
-            notes = {**unpack(known["notes"]), **unpack(row["notes"])} if known else unpack(row["notes"])
-            after[row["id"]] = {**row, "notes": pack(notes)}
+            known = after.get(row["id"], {})
+            notes = unpack(known["notes"]) if same_training(row, known) else {}
+            after[row["id"]] = {**row, "notes": pack({**notes, **unpack(row["notes"])})}
         keep = shown() if shown else set(after)
         after = {name: after[name] for name in sorted(after) if name in keep}
         if after != before: write_atomic(archive, lambda part: build_archive(part, after.values()))
