@@ -388,6 +388,29 @@ NO_TABLES = {
     "pickle": b"\x80\x04\x95pickle"}
 
 
+@pytest.mark.parametrize("start", ["\n", " , \n\n", "sep=,\n", "\ufeffsep=,\n\n"], ids=repr)
+def test_lines_before_the_names_of_columns_are_passed_over(tmp_path, start):
+    picture(tmp_path/"a.jpg")
+    assert read_table(table(tmp_path/"t.csv", start + "path,camid\na.jpg,1\n")).camid.tolist() == ["1"]
+
+
+@pytest.mark.parametrize("content, says", [
+    (b"PK\x03\x04\x14\r\"x\"y", "an Excel file or a ZIP archive; save the sheet as 'CSV UTF-8'"),
+    (b"PAR1\x15\x04\x15\n", "a Parquet file; save it as CSV"), (b"sep=;\npath;camid\n", "with semicolons")],
+    ids=["excel", "parquet", "semicolons"])
+def test_what_is_another_kind_of_table_is_named(tmp_path, content, says):
+    (tmp_path/"t.csv").write_bytes(content)
+    assert says in fault(read_table, tmp_path/"t.csv")
+
+
+@pytest.mark.parametrize("name", ["a\rb", "a\nb", "a\r\nb", '"a', "a,b"], ids=repr)
+def test_a_written_table_holds_any_name(tmp_path, name):
+    picture(tmp_path/f"cam1/{name}.jpg")
+    picture(tmp_path/"cam1/z.jpg")
+    images = list_images(tmp_path)
+    assert read_table(write_table(images, tmp_path/"t.csv")).path.tolist() == images.path.tolist()
+
+
 @pytest.mark.parametrize("content", NO_TABLES.values(), ids=NO_TABLES)
 def test_what_is_no_table(tmp_path, content):
     path = tmp_path/"t.csv"

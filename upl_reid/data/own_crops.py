@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PICTURE_SUFFIXES', 'OTHER_SUFFIXES', 'SYSTEM_FOLDERS', 'VIDEO_SUFFIXES', 'COLUMNS', 'MAX_ROWS', 'WILDLIFE', 'OWN',
-           'NO_VALUE', 'LEFT_OUT', 'MANY_FOLDERS', 'CAMERA_FOLDER', 'SPLIT_FOLDER', 'BY_IDENTITY', 'BY_NAME',
+           'NO_VALUE', 'NO_TEXT', 'LEFT_OUT', 'MANY_FOLDERS', 'CAMERA_FOLDER', 'SPLIT_FOLDER', 'BY_IDENTITY', 'BY_NAME',
            'BY_SPLIT', 'FEWEST', 'DARK', 'raise_faults', 'known_text', 'is_not_utf8', 'count_fault', 'field_fault',
            'find_file', 'file_fault', 'parse_row', 'repeat_fault', 'used_columns', 'check_header', 'table_lines',
            'read_lines', 'natural_sort_key', 'fixed_number', 'identity_numbers', 'likeness_key', 'alike_note',
@@ -170,6 +170,9 @@ def check_header(
     raise DataError(f"{path} has the columns {shown}; {remedy}, path at least{hint}")
 
 # %% ../../nbs/data/20_own_crops.ipynb #b002a967
+NO_TEXT = {"PK\x03\x04": "an Excel file or a ZIP archive; save the sheet as 'CSV UTF-8', or unpack the archive",
+           "PAR1": "a Parquet file; save it as CSV"} # beginning of a file, what it is and what to do
+
 def table_lines(
     path: Path, # CSV file, UTF-8
 ) -> Iterator[tuple]: # number of the line, column -> text, what is wrong or ""
@@ -177,8 +180,10 @@ def table_lines(
     try: file = open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") # file names may be any bytes
     except OSError as e: raise DataError(f"{path} cannot be read ({e.strerror})") from None
     with file:
+        if what := NO_TEXT.get(file.read(4)): raise DataError(f"{path} is {what}")
+        file.seek(0)
         lines = csv.reader(file, strict=True)
-        full = (fields for fields in lines if any(f.strip() for f in fields))
+        full = (fields for fields in lines if any(f.strip() for f in fields) and fields != ["sep=", ""]) # Excel's sep=,
         try:
             header = [name.strip() for name in next(full, [])]
             check_header(path, header)
@@ -693,7 +698,7 @@ def write_table(
     extra = ["person"] + ["track"]*(not images.track.any())              # a table without tracks has no such column
     names = pd.Series([name(p) for p in images.path], images.index, object)
     images = images.drop(columns=extra, errors="ignore").assign(path=names, pid=pids)
-    images.to_csv(text, index=False)
+    images.to_csv(text, index=False, lineterminator="\r\n")             # so that both characters are quoted in names
     return write_atomic(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 # %% ../../nbs/data/20_own_crops.ipynb #db36cf6e
