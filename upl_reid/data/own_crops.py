@@ -12,8 +12,9 @@ __all__ = ['PICTURE_SUFFIXES', 'OTHER_SUFFIXES', 'SYSTEM_FOLDERS', 'VIDEO_SUFFIX
            'ignored_files', 'cameras_by_folder', 'split_of', 'compile_pattern', 'parse_name', 'cameras_by_pattern',
            'fitting_pattern', 'identity_doubt', 'has_camera_folders', 'split_doubt', 'has_cameras_inside', 'name_hint',
            'folder_doubt', 'read_folder', 'unlisted_note', 'list_images', 'camera_numbers', 'check_measurable',
-           'as_domain', 'load_folder', 'write_table', 'examine_image', 'camera_advice', 'size_advice', 'dark_advice',
-           'count_advice', 'pair_advice', 'check_images', 'readable_images', 'verdict', 'report_in_words']
+           'as_domain', 'load_folder', 'relative_name', 'write_table', 'examine_image', 'camera_advice', 'size_advice',
+           'dark_advice', 'count_advice', 'pair_advice', 'check_images', 'readable_images', 'verdict',
+           'report_in_words']
 
 # %% ../../nbs/data/20_own_crops.ipynb #11f789b7
 import csv, hashlib, io, os, re, unicodedata, warnings
@@ -682,6 +683,14 @@ def load_folder(
     return as_domain(images, name)
 
 # %% ../../nbs/data/20_own_crops.ipynb #7548abcc
+def relative_name(
+    path: str | Path, # of a picture
+    home: Path, # folder of the table, absolute
+) -> str:
+    "A path as a table writes it: relative to the table's folder if it lies below it, else absolute."
+    path = Path(path).absolute()
+    return (path.relative_to(home) if path.is_relative_to(home) else path).as_posix()
+
 @any_names()
 def write_table(
     images: pd.DataFrame, # of `list_images`
@@ -690,13 +699,10 @@ def write_table(
     "Write images as the table that `read_table` reads, with cameras that a pattern found; identities as given."
     path, text = given_path(path), io.StringIO()
     home = path.parent.absolute() # links are not resolved: two names of one picture are two rows
-    def name(p):
-        p = p.absolute()
-        return p.relative_to(home).as_posix() if p.is_relative_to(home) else p.as_posix()
     pids = images.pid.astype(object).where(images.pid >= 0, "")
     if "person" in images: pids = images.person.where(images.person != "", pids)
     extra = ["person"] + ["track"]*(not images.track.any())              # a table without tracks has no such column
-    names = pd.Series([name(p) for p in images.path], images.index, object)
+    names = pd.Series([relative_name(p, home) for p in images.path], images.index, object)
     images = images.drop(columns=extra, errors="ignore").assign(path=names, pid=pids)
     images.to_csv(text, index=False, lineterminator="\r\n")             # so that both characters are quoted in names
     return write_atomic(path, text.getvalue().encode("utf-8", "surrogateescape"))

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['UNKNOWN', 'group_crops', 'member_cosines', 'Threshold', 'rate_threshold', 'identity_means', 'best_known', 'new_names',
            'settle_groups', 'agree_names', 'names_by_answers', 'best_allowed', 'Identities', 'identify',
-           'relative_name', 'write_identities', 'parquet_lines', 'identity_rows', 'read_known', 'pair_quality',
-           'open_set_quality', 'nearest_crops', 'linked_crops']
+           'write_identities', 'parquet_lines', 'identity_rows', 'read_known', 'pair_quality', 'open_set_quality',
+           'nearest_crops', 'linked_crops']
 
 # %% ../../nbs/deployment/50_identities.ipynb #1fab8aef
 import csv, io, os, re
@@ -19,7 +19,7 @@ import torch
 
 from ..components.tracks import answer_links, AnswerLinks, find_links, own_clusters, track_means, TrackLinks
 from ..core import absolute_name, ConfigError, count_pairs, DataError, given_path, printable_text, write_atomic
-from ..data.own_crops import check_header, fixed_number, known_text, read_lines, table_lines
+from ..data.own_crops import check_header, fixed_number, known_text, read_lines, relative_name, table_lines
 from .gallery import natural_key
 from .match_calibration import Calibration, RATES
 
@@ -297,15 +297,6 @@ def _named(x, camids, threshold, links, assigned):
     new = np.array([*new_names(groups.max(initial=-1) + 1, [*kept, *taken]), UNKNOWN], object)
     names[rest], score[rest] = new[groups], fit
     return names, score
-
-# %% ../../nbs/deployment/50_identities.ipynb #7e336ffb
-def relative_name(
-    path: str, # absolute
-    home: Path, # folder of the table
-) -> str:
-    "A path as a table writes it: relative to the table's folder if it lies below it."
-    name = Path(path)
-    return name.relative_to(home).as_posix() if name.is_relative_to(home) else path
 
 # %% ../../nbs/deployment/50_identities.ipynb #ac456dd3
 def write_identities(

@@ -20,9 +20,9 @@ from xml.etree import ElementTree
 from PIL import Image
 
 from ..core import ConfigError, DataError, given_path, printable_text, write_atomic, write_folder
-from ..data.own_crops import known_text, PICTURE_SUFFIXES
+from ..data.own_crops import known_text, PICTURE_SUFFIXES, relative_name
 from .gallery import natural_key
-from .identities import identity_rows, new_names, relative_name, UNKNOWN
+from .identities import identity_rows, new_names, UNKNOWN
 
 # %% ../../nbs/deployment/60_label_tools.ipynb #db6edb9e
 @dataclass(frozen=True)
