@@ -98,7 +98,7 @@ def find_file(
 ) -> Path | None: # None: no regular file
     "The file that a table names."
     short = name.strip()
-    names = [name, short, given_path(short), *(unicodedata.normalize(form, short) for form in ("NFC", "NFD"))]
+    names = [name, short, str(given_path(short)), *(unicodedata.normalize(form, short) for form in ("NFC", "NFD"))]
     return next((path for path in (home/n for n in names) if os.path.isfile(path)), None)
 
 def file_fault(
