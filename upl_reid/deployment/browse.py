@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['PAIRS', 'STYLE', 'BASE', 'PICTURE', 'ALL', 'HITS', 'PEOPLE', 'ANSWERS', 'HEADERS', 'pairs_file', 'open_pairs',
-           'pair_key', 'confirm_pair', 'confirmed_pairs', 'forget_pairs', 'answers_about', 'make_templates', 'by_time',
-           'BrowseData', 'BrowseHits', 'BrowsePeople', 'BrowseAll', 'BrowsePages', 'load_fastapi', 'is_allowed',
-           'add_guard', 'in_html', 'add_pages', 'store_answer', 'add_answers', 'make_app', 'serve_gallery']
+           'pair_key', 'confirm_pair', 'confirmed_pairs', 'forget_pairs', 'is_sqlite', 'answers_about',
+           'make_templates', 'by_time', 'BrowseData', 'BrowseHits', 'BrowsePeople', 'BrowseAll', 'BrowsePages',
+           'load_fastapi', 'is_allowed', 'add_guard', 'in_html', 'add_pages', 'store_answer', 'add_answers', 'make_app',
+           'serve_gallery']
 
 # %% ../../nbs/deployment/36_browse.ipynb #824fec8c
-import contextlib, secrets, socket, sqlite3, threading
+import contextlib, hashlib, secrets, socket, sqlite3, threading
 from datetime import datetime, UTC
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence, TYPE_CHECKING
@@ -18,9 +19,9 @@ from urllib.parse import parse_qs, quote
 from ..core import any_names, ConfigError, DataError, given_path, printable_text, RunError
 from ..data.answers import read_answers
 from ..data.tracks import moment
-from .gallery import certainty, natural_key, PAGE_STYLE, thumbnail_jpeg
+from .gallery import certainty, natural_key, page_name, PAGE_STYLE, thumbnail_jpeg
 from .gallery_homes import ReadableGallery
-from .postgres_gallery import is_postgres, split_address
+from .postgres_gallery import is_postgres, load_psycopg, split_address
 
 if TYPE_CHECKING: import pandas as pd
 
@@ -33,9 +34,13 @@ def pairs_file(
     address: str | Path, # of a gallery
 ) -> Path:
     "Where the answers about a gallery are kept: beside its file; for a database in the folder of the command."
-    if is_postgres(address): return Path(f"{split_address(str(address))[1]}.pairs.sqlite")
-    return given_path(address).with_suffix(".pairs.sqlite")
+    if not is_postgres(address): return given_path(address).with_suffix(".pairs.sqlite")
+    base, name, _ = split_address(str(address))
+    parts = {"host": "", "port": "5432", "dbname": "", **load_psycopg().conninfo.conninfo_to_dict(base)}
+    place = "\0".join(str(parts[key]) for key in ("host", "port", "dbname"))       # galleries of a name are many
+    return Path(f"{name}-{hashlib.sha256(place.encode()).hexdigest()[:8]}.pairs.sqlite")
 
+# %% ../../nbs/deployment/36_browse.ipynb #067ef2ce
 @contextlib.contextmanager
 def open_pairs(
     file: Path, # of `pairs_file`
@@ -82,7 +87,13 @@ def confirmed_pairs(
     import pandas as pd
     rows, file = [], given_path(file)
     if file.exists():
-        with open_pairs(file) as connection: rows = list(connection.execute("SELECT * FROM pairs ORDER BY 1, 2"))
+        address = f"{file.absolute().as_uri()}?mode=rw"                 # nothing is made in a file of another kind
+        try:
+            with contextlib.closing(sqlite3.connect(address, timeout=30, uri=True)) as connection:
+                rows = list(connection.execute("SELECT first, second, same, time FROM pairs ORDER BY 1, 2"))
+        except sqlite3.Error as e:
+            raise RunError(f"{file} cannot be read as answers of upl-reid browse ({printable_text(e)}); give the "
+                           "gallery, or the file of its --pairs") from e
     named = [(*(name.decode("utf-8", "surrogateescape") for name in row[:2]), bool(row[2]), row[3]) for row in rows]
     return pd.DataFrame(named, columns=["first", "second", "same", "time"])
 
@@ -92,7 +103,7 @@ def forget_pairs(
     paths: Sequence[str], # that were removed from the gallery
 ) -> int: # answers removed
     "Remove all answers about some images, so that no byte of their names stays in the file."
-    if not file.exists(): return 0
+    if not len(confirmed_pairs(file)): return 0                         # raises for a file of another kind
     names = [(name.encode("utf-8", "surrogateescape"),)*2 for name in paths]
     with open_pairs(file) as connection:
         before = connection.total_changes
@@ -100,13 +111,21 @@ def forget_pairs(
         return connection.total_changes - before
 
 # %% ../../nbs/deployment/36_browse.ipynb #3e224c69
+def is_sqlite(
+    file: Path, # perhaps absent
+) -> bool:
+    "Whether a file is an SQLite database, whatever its name."
+    if not file.is_file(): return False
+    with open(file, "rb") as f: return f.read(16) == b"SQLite format 3\0"
+
 @any_names()
 def answers_about(
     address: str | Path, # of a gallery, of a file of `pairs_file`, or of a table of answers (.csv)
 ) -> "pd.DataFrame": # first, second (paths), same
     "All answers about a gallery. Raises `DataError` if there are none."
     import pandas as pd
-    file = given_path(address) if str(address).endswith((".sqlite", ".csv")) else pairs_file(address)
+    file = given_path(address)
+    if not is_sqlite(file) and file.suffix not in (".sqlite", ".csv"): file = pairs_file(address)
     table = file.suffix == ".csv"
     found = pd.DataFrame(read_answers(file), columns=["first", "second", "same"]) if table else confirmed_pairs(file)
     if len(found): return found
@@ -187,8 +206,8 @@ def make_templates() -> Any: # jinja2 environment
     from jinja2 import DictLoader, Environment
     pages = dict(base=BASE, picture=PICTURE, all=ALL, hits=HITS, people=PEOPLE)
     templates = Environment(loader=DictLoader(pages), autoescape=True)
-    templates.filters["shown"] = lambda text: printable_text(text, 500)
-    templates.filters["file"] = lambda path: printable_text(Path(path).name, 500)
+    templates.filters["shown"] = page_name
+    templates.filters["file"] = lambda path: page_name(Path(path).name)
     return templates
 
 # %% ../../nbs/deployment/36_browse.ipynb #d062ba98
@@ -297,7 +316,7 @@ class BrowsePages(BrowseAll):
         "The hits of a picture."
         with self.lock: fresh, (query, cameras) = self.fresh(reloads), self.hits(position)
         return self.templates.get_template("hits").render(
-            title=f"Hits of {printable_text(Path(query.path).name, 500)}", query=query, cameras=cameras,
+            title=f"Hits of {page_name(Path(query.path).name)}", query=query, cameras=cameras,
             answers=ANSWERS, token=self.token, **fresh)
 
     def people_page(self,
@@ -458,4 +477,5 @@ def serve_gallery(
         token, number = secrets.token_urlsafe(24), listening.getsockname()[1]
         app = make_app(gallery, pairs, token, f"upl_reid_{number}")
         tell(f"http://127.0.0.1:{number}/?token={quote(token)}")
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listening])
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+        with contextlib.suppress(KeyboardInterrupt): server.run(sockets=[listening])    # it raises the signal once more

@@ -256,6 +256,11 @@ class PostgresFacts(PostgresMade):
 # %% ../../nbs/deployment/32_postgres_gallery.ipynb #dd1b4b96
 class PostgresStored(PostgresFacts):
     "The gallery as a whole."
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        "A block whose changes are stored together or not at all."
+        with self._errors_in_words(), self.connection.transaction(): yield
+
     def commit(self) -> None:
         "Store calibration and recall; everything else is stored when a method returns."
         told = json.dumps(asdict(self.calibration)) if self.calibration else ""
