@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['core', 'MARK', 'PRESET_NAMES', 'CROPS', 'MODEL', 'DEVICE', 'PATTERN', 'METHOD', 'NETWORK', 'TRAINING', 'SEARCH',
            'GALLERY', 'INDEX', 'FORGET', 'BROWSE', 'REPORTS', 'ANSWERS', 'ADAPTING', 'NAMING', 'TASKS', 'LABELS',
-           'COMMANDS', 'EXAMPLES', 'has_mark', 'has_page_mark', 'has_metadata', 'check_out', 'show_bars', 'check',
-           'synth', 'choose_network', 'watcher', 'pretrain', 'crops_for_card', 'answers_to_use', 'answers_in_words',
-           'compare_starts', 'checked_crops', 'adapt', 'count_matches', 'measure_retrieval', 'leave_one_out',
-           'evaluate', 'same_model', 'file_marks', 'named_images', 'entries_of', 'is_changed', 'images_to_embed',
-           'name_people', 'build_gallery', 'count_images', 'left_out_lines', 'file_is_gone', 'gone_entries',
-           'gallery_notes', 'gallery_to_write', 'measure_gallery', 'index_crops', 'index_parquet', 'threshold_lines',
-           'index', 'entry_name', 'check_forget', 'time_notes', 'forget_notes', 'forget', 'as_lines', 'own_camera',
-           'Asked', 'tracks_to_search', 'search', 'browse', 'is_identities', 'identities', 'tasks', 'is_tasks',
-           'is_labels', 'labels', 'export', 'run', 'named_folders', 'records', 'reports', 'argument', 'as_path',
-           'make_parser', 'print_text', 'to_json_value', 'warning_line', 'main']
+           'COMMANDS', 'EXAMPLES', 'has_mark', 'has_page_mark', 'has_metadata', 'has_parquet_facts', 'check_out',
+           'show_bars', 'check', 'synth', 'choose_network', 'watcher', 'pretrain', 'crops_for_card', 'answers_to_use',
+           'answers_in_words', 'compare_starts', 'checked_crops', 'adapt', 'count_matches', 'measure_retrieval',
+           'leave_one_out', 'evaluate', 'same_model', 'file_marks', 'named_images', 'entries_of', 'is_changed',
+           'images_to_embed', 'name_people', 'build_gallery', 'count_images', 'left_out_lines', 'file_is_gone',
+           'gone_entries', 'gallery_notes', 'gallery_to_write', 'measure_gallery', 'forget_changed', 'changed_note',
+           'index_crops', 'index_parquet', 'threshold_lines', 'index', 'entry_name', 'check_forget', 'time_notes',
+           'forget_notes', 'forget', 'as_lines', 'own_camera', 'Asked', 'tracks_to_search', 'search', 'browse',
+           'is_identities', 'identities', 'tasks', 'is_tasks', 'is_labels', 'labels', 'export', 'run', 'named_folders',
+           'records', 'reports', 'argument', 'as_path', 'make_parser', 'print_text', 'to_json_value', 'warning_line',
+           'main']
 
 # %% ../nbs/cli.ipynb #98318773
 import argparse, json, math, numbers, os, shlex, shutil, sys, tempfile, warnings
@@ -60,6 +61,14 @@ def has_metadata(
             with safe_open(path, "pt") as f: return key in (f.metadata() or {})
         except SafetensorError: return False
     return test
+
+# %% ../nbs/cli.ipynb #40e53f8d
+def has_parquet_facts(
+    path: Path, # a file
+) -> bool:
+    "Whether a file is a gallery in Parquet."
+    try: return bool(deployment.parquet_facts(path))
+    except core.DataError: return False
 
 # %% ../nbs/cli.ipynb #684eff5d
 def check_out(
@@ -490,7 +499,9 @@ def named_images(
     with core.any_names():
         named = images.assign(path=[core.absolute_name(path) for path in images.path])
         named = named[~named.path.duplicated()]
-        people = [name or (str(pid) if pid > 0 else "") for name, pid in zip(named.person, named.pid)]
+        nobody = {"train": -1}                                           # elsewhere 0 is a person who matches nobody
+        people = [name or (str(pid) if pid > nobody.get(split, 0) else "")
+                  for name, pid, split in zip(named.person, named.pid, named.split)]
         return named.assign(digest=file_marks(list(named.path), cache), identity=people)
 
 # %% ../nbs/cli.ipynb #c1de0003
@@ -660,16 +671,29 @@ def gallery_to_write(
 
 # %% ../nbs/cli.ipynb #bd0030c5
 def measure_gallery(
-    gallery: "FileGallery", # after its pictures were added; its calibration is set and stored
+    gallery: "FileGallery", # after its pictures were added; its calibration is set
     embedder: "Embedder", # that made the vectors
 ):
     "The model's thresholds, raised to those that the gallery's own pictures show."
     if not embedder.calibration: return
     own = deployment.measure_thresholds(embedder.calibration, gallery.vectors, gallery.codes)
-    told = own or embedder.calibration
-    if told == gallery.calibration: return                               # the file has been written with it
-    gallery.calibration = told
-    gallery.commit()
+    gallery.calibration = own or embedder.calibration
+
+# %% ../nbs/cli.ipynb #bd0030c6
+def forget_changed(
+    gallery: "GalleryHome", # as it is
+    before: dict, # path -> digest, as it was
+    pairs: Path, # of `pairs_file`
+) -> int: # number of answers removed
+    "Remove the answers about entries that are of another picture than before."
+    changed = [path for path, mark in zip(gallery.paths, gallery.digests) if before.get(path, "") not in ("", mark)]
+    return deployment.forget_pairs(pairs, changed) if changed else 0
+
+def changed_note(
+    answers: int, # of `forget_changed`
+) -> list: # of sentences
+    "A note about answers that were removed."
+    return [f"answers about pictures that have changed since were removed: {answers:,}"] if answers else []
 
 # %% ../nbs/cli.ipynb #ee06b1b1
 def index_crops(
@@ -679,24 +703,32 @@ def index_crops(
     images: "pd.DataFrame", # of `list_images`
 ) -> tuple: # counts of `build_gallery`, sentences on pictures that cannot be read, notes, number of files gone
     "Bring a gallery up to date with listed images."
-    cache = experiments.store_root()/"digests.sqlite"
-    _, counts, bad = build_gallery(embedder, images, gallery, show_bars(a), lambda g: g.commit(), cache)
+    cache, stored, answers = experiments.store_root()/"digests.sqlite", gallery.calibration, [0]
+    before = dict(zip(gallery.paths, gallery.digests))
+    def save(g):
+        answers.append(forget_changed(g, before, deployment.pairs_file(a.out)))
+        g.commit()
+    _, counts, bad = build_gallery(embedder, images, gallery, show_bars(a), save, cache)
     if isinstance(gallery, deployment.FileGallery): measure_gallery(gallery, embedder)
+    if gallery.calibration != stored: gallery.commit()
     gone = [] if deployment.is_postgres(a.out) else gone_entries(gallery)       # files of other machines are not here
     doubt = [images.attrs["doubt"]] if images.attrs["doubt"] else []
     notes = [*doubt, *images.attrs["notes"], *data.ignored_files(a.root), *gallery_notes(gallery, gone, Path(a.out))]
-    return counts, bad, notes, len(gone)
+    return counts, bad, [*notes, *changed_note(sum(answers))], len(gone)
 
 # %% ../nbs/cli.ipynb #f1170021
 def index_parquet(
     gallery: "GalleryHome", # to bring up to date
+    a: argparse.Namespace, # parsed arguments
     path: Path, # .parquet
 ) -> tuple: # as of `index_crops`
     "Bring a gallery up to date with an exported one."
-    before = len(gallery)
+    before = dict(zip(gallery.paths, gallery.digests))
     count = deployment.import_parquet(path, gallery)
+    answers = forget_changed(gallery, before, deployment.pairs_file(a.out))
     gallery.commit()
-    return dict(added=len(gallery) - before, updated=count - (len(gallery) - before)), [], [], 0
+    added = len(gallery) - len(before)
+    return dict(added=added, updated=count - added), [], changed_note(answers), 0
 
 def threshold_lines(
     gallery: "GalleryHome", # perhaps with thresholds of its own
@@ -720,7 +752,7 @@ def index(
     options = dict(dim=embedder.dim, calibration=embedder.calibration, model=embedder.digest)
     with deployment.open_gallery(out, **options, change=True) as gallery:
         before = len(gallery)
-        if images is None: counts, bad, notes, gone = index_parquet(gallery, root)
+        if images is None: counts, bad, notes, gone = index_parquet(gallery, a, root)
         else: counts, bad, notes, gone = index_crops(gallery, a, embedder, images)
         facts = dict(out=where, **counts, gone=gone, images=len(gallery), left_out=bad, notes=notes)
         updated = f" added, {counts['updated']:,} updated" if before else ""
@@ -731,10 +763,10 @@ def index(
 # %% ../nbs/cli.ipynb #c1de0008
 def entry_name(
     path: str, # as given
-    gallery: "GalleryHome", # perhaps with names that are not absolute
+    have: set, # paths of a gallery, perhaps not absolute
 ) -> str:
     "What a gallery calls a picture: its absolute name, or the name as given if only that is there."
-    name, have = core.absolute_name(path), set(gallery.paths)
+    name = core.absolute_name(path)
     return path if name not in have and path in have else name
 
 def check_forget(
@@ -784,16 +816,20 @@ def forget(
 ) -> tuple: # dict for JSON, text, exit code
     "Remove images from a gallery: no trace of them stays in its file, or in the database's data files."
     check_forget(a)
+    pairs = core.given_path(a.pairs) if a.pairs else deployment.pairs_file(a.gallery)
     with deployment.open_gallery(a.gallery, change=True) as gallery:
-        paths = [*(entry_name(path, gallery) for path in a.paths), *(gone_entries(gallery) if a.gone else [])]
         had = set(gallery.paths)
-        removed = gallery.remove(paths, a.camera, a.identity, a.before)
+        paths = [*(entry_name(path, had) for path in a.paths), *(gone_entries(gallery) if a.gone else [])]
+        with gallery.at_once():                                          # if answers cannot go, nothing goes
+            removed = gallery.remove(paths, a.camera, a.identity, a.before)
+            answers = deployment.forget_pairs(pairs, sorted(had - set(gallery.paths)))
         whole = gallery.purge() if removed or gallery.replaces else True
-        deployment.forget_pairs(deployment.pairs_file(a.gallery), sorted(had - set(gallery.paths)))
         notes, stay = forget_notes(a, gallery, whole), len(gallery)
     where = gallery.where if deployment.is_postgres(a.gallery) else str(core.given_path(a.gallery))
-    facts = dict(out=where, removed=removed, images=stay) | (dict(notes=notes) if notes else {})
-    lines = [f"{count_images(removed)} removed from {where}, {stay:,} stay", *(f"note: {note}" for note in notes)]
+    facts = dict(out=where, removed=removed, images=stay, answers=answers) | (dict(notes=notes) if notes else {})
+    told = f"; answers about them removed from {pairs}: {answers:,}" if pairs.exists() else ""
+    if not told and (a.pairs or gallery.replaces): told = f"; no answers in {pairs}"         # they may lie elsewhere
+    lines = [f"{count_images(removed)} removed from {where}, {stay:,} stay{told}", *(f"note: {n}" for n in notes)]
     return facts, "\n".join(lines), 3 if notes else 0
 
 # %% ../nbs/cli.ipynb #4f4c8c5d
@@ -820,6 +856,7 @@ def _open_gallery(
         images = data.list_images(source, a.pattern)
         if images.attrs["doubt"]: print(f"note: {images.attrs['doubt']}", file=sys.stderr, flush=True)
         gallery, _, bad = build_gallery(embedder, images, progress=show_bars(a))
+        if a.false_match_rate is not None: measure_gallery(gallery, embedder)        # as `index` does
     if not len(gallery): raise core.DataError(f"no picture in {source} can be read; first: {bad[0]}")
     cameras = sorted(gallery.cameras)
     for camera in [*([a.without] if a.without else []), *(a.camera or [])]:
@@ -854,11 +891,13 @@ def _queries(
     embedder: "Embedder", # makes the vectors
 ) -> Asked:
     "The pictures to search for. Without any, six evenly spaced ones of the gallery (its first are often junk)."
-    stride = max(1, len(gallery)//6)
-    paths = a.query or list(gallery.rows.path[stride//2::stride][:6])
-    known = {} if a.same_camera else dict(zip(gallery.rows.path, gallery.rows.camera))
+    stride, rows = max(1, len(gallery)//6), gallery.rows
+    some = gallery.positions(0, len(gallery))[stride//2::stride][:6]
+    paths = a.query or list(gallery.entries_at(some).path)
+    known = {} if a.same_camera else dict(zip(rows.path, rows.camera))
     without = [a.without or own_camera(q, known) for q in paths]
-    return Asked(paths, list(map(str, paths)), without, embedder.embed(paths), [], [])
+    vectors = embedder.embed(paths) if a.query else gallery.vectors_at(some)         # their files may be gone
+    return Asked(paths, list(map(str, paths)), without, vectors, [], [])
 
 # %% ../nbs/cli.ipynb #8abe4999
 def tracks_to_search(
@@ -948,10 +987,10 @@ def _hits_in_words(
     return text
 
 # %% ../nbs/cli.ipynb #c1de0010
-def _first_ones(what, queries, rows, k, columns):
+def _first_ones(what, queries, rows, most, columns):
     "A line that says what was written, and how many queries and hits of them if not all."
     first = [f"the first {rows} queries"] if rows < queries else []
-    if columns < k: first.append(f"the first {columns} hits of each")
+    if columns < most: first.append(f"the first {columns} hits of each")
     return ", ".join([what, *first])
 
 def _write_hits(
@@ -960,17 +999,17 @@ def _write_hits(
     hits: "pd.DataFrame", # of `Gallery.search`
 ) -> list: # of text lines
     "Write the picture and the page that were asked for."
-    text, queries = [], asked.paths
+    text, queries, most = [], asked.paths, int(hits["rank"].max()) if len(hits) else 0      # hits of a query
     if a.picture:
         rows, columns = min(len(queries), 12), min(a.k, 10)
         boxes = _save_picture(core.given_path(a.picture), queries[:rows], hits, columns)
-        text.append(_first_ones(f"picture: {a.picture}", len(queries), rows, a.k, columns))
+        text.append(_first_ones(f"picture: {a.picture}", len(queries), rows, most, columns))
         if boxes: text.append("note: the picture's font lacks letters of some names; --html FILE shows them")
     if a.html:
         rows, columns = min(len(queries), 200), min(a.k, 50)
         page = deployment.hits_page(queries[:rows], hits, columns, asked.without, asked.names)
         core.write_atomic(core.given_path(a.html), page)
-        text.append(_first_ones(f"page: {a.html}", len(queries), rows, a.k, columns))
+        text.append(_first_ones(f"page: {a.html}", len(queries), rows, most, columns))
     return text
 
 # %% ../nbs/cli.ipynb #4eda503f
@@ -999,19 +1038,20 @@ def search(
     if a.html: check_out(a.html, (".html", ".htm"), has_page_mark)
     images, doubts = _listed_tracks(a) if a.tracks else (None, [])
     gallery, bad = _open_gallery(a, embedder)
-    if not deployment.is_postgres(a.gallery):                            # whose entries are not all read for a search
-        doubts += time_notes(gallery, {"--since": a.since, "--until": a.until}, "not searched")
     for doubt in doubts: print(f"note: {doubt}", file=sys.stderr, flush=True)
     asked = _queries(a, gallery, embedder) if images is None else _tracks_as_queries(a, gallery, embedder, images)
-    limits = a.k, asked.without, a.false_match_rate, a.camera, a.since, a.until
-    hits, kind = gallery.search(asked.vectors, *limits), "tracks" if a.tracks else "pictures"
+    where = a.k, asked.without, a.false_match_rate, a.camera, a.since, a.until
+    hits, kind = gallery.search(asked.vectors, *where), "tracks" if a.tracks else "pictures"
     first = f"no {kind[:-1]} was given, so {len(asked.paths)} {kind} of the gallery are searched for"
     text = [] if a.query else [first]
     text += _hits_in_words(asked.names, asked.without, hits) + _write_hits(a, asked, hits)
     bad = [*asked.bad, *(b for b in bad if b not in asked.bad)]
+    limits = {} if deployment.is_postgres(a.gallery) else {"--since": a.since, "--until": a.until} # all rows are read
+    notes = time_notes(gallery, limits, "not searched")
     facts = dict(queries=[str(q) for q in asked.paths], hits=hits.to_dict("records"), left_out=bad)
-    if a.tracks: facts["tracks"] = asked.tracks
-    return facts, "\n".join([*text, *left_out_lines(bad)]), 3 if bad else 0
+    facts |= (dict(tracks=asked.tracks) if a.tracks else {}) | (dict(notes=notes) if notes else {})
+    lines = [*text, *left_out_lines(bad), *(f"note: {note}" for note in notes)]
+    return facts, "\n".join(lines), 3 if bad or notes else 0
 
 # %% ../nbs/cli.ipynb #f1170031
 def browse(
@@ -1019,6 +1059,8 @@ def browse(
 ) -> tuple: # dict for JSON, text, exit code
     "Look at hits in a browser on this machine, and accept or reject them."
     pairs = core.given_path(a.pairs) if a.pairs else deployment.pairs_file(a.gallery)
+    deployment.confirmed_pairs(pairs)                                    # raises for a file of another kind
+    if not pairs.absolute().parent.is_dir(): raise core.ConfigError(f"there is no folder {pairs.parent} for --pairs")
     def tell(address):
         print_text(json.dumps(dict(address=address)) if a.json else f"open {address} (Ctrl-C ends it)")
     with deployment.open_gallery(a.gallery) as gallery:
@@ -1056,7 +1098,9 @@ def _crops_to_name(
         if images.attrs["doubt"]: raise core.DataError(f"{source}: {images.attrs['doubt']}")
         seen = {core.absolute_name(p): (t, s) for p, t, s in zip(images.path, images.track, images.time)}
         gallery, _, bad = build_gallery(embedder, images, progress=show_bars(a))
-    if not len(gallery): raise core.DataError(f"no crop in {source} can be read{'; first: ' + bad[0] if bad else ''}")
+        measure_gallery(gallery, embedder)                               # as `index` does
+    if bad and not len(gallery): raise core.DataError(f"no crop in {source} can be read; first: {bad[0]}")
+    if not len(gallery): raise core.DataError(f"the gallery {source} is empty; add pictures with upl-reid index")
     return gallery, seen, bad
 
 # %% ../nbs/cli.ipynb #7a8c73df
@@ -1170,7 +1214,8 @@ def identities(
                  known=sum(who in old for who in found.names), **({"answers": answers} if answers else {}))
     text = f"{len(paths):,} crops: {people:,} identities, {unknown:,} crops unknown, in {where}"
     if known: text += f"; {facts['known']:,} crops have names of {a.known or where}"
-    if kept: text += f"; look at them with upl-reid browse {where}"
+    address = "and the address" if deployment.is_postgres(a.out) else shlex.quote(a.out)   # it may have a password
+    if kept: text += f"; look at them with upl-reid browse {address}"
     return facts, "\n".join([text, *left_out_lines(bad), *(f"note: {n}" for n in notes)]), 3 if bad or notes else 0
 
 # %% ../nbs/cli.ipynb #7ad2a0c0
@@ -1226,16 +1271,16 @@ def export(
     a: argparse.Namespace, # parsed arguments
 ) -> tuple: # dict for JSON, text, exit code
     "Write a model as ONNX, or under timm's names; or a gallery as Parquet."
-    if core.given_path(a.out).suffix == ".parquet":
-        out = check_out(a.out, (".parquet",), lambda path: bool(deployment.parquet_facts(path)))
+    kind = core.given_path(a.out).suffix
+    if kind in (".safetensors", ".parquet") and (a.opset or a.int8 or a.normalised):
+        raise core.ConfigError(f"--opset and --int8 are for .onnx, and so is --normalised; leave them out for {kind}")
+    if kind == ".parquet":
+        out = check_out(a.out, (".parquet",), has_parquet_facts)
         with deployment.open_gallery(a.model) as gallery: count = deployment.export_parquet(gallery, out)
         return dict(out=str(out), images=count), f"{count_images(count)} in {out}", 0
     def ours(path): return (has_mark if path.suffix == ".onnx" else has_metadata("upl_reid_timm"))(path)
     out = check_out(a.out, (".onnx", ".safetensors", ".parquet"), ours)
     embedder, other = deployment.Embedder.load(a.model, "cpu"), "onnxruntime" if out.suffix == ".onnx" else "timm"
-    if other == "timm" and (a.opset or a.int8 or a.normalised):
-        raise core.ConfigError("--opset and --int8 are for .onnx, and so is --normalised; "
-                               "leave them out for .safetensors")
     if other == "timm": worst = deployment.export_timm(embedder, out)
     else: worst = deployment.export_onnx(embedder, out, opset=a.opset, int8=a.int8, normalised=a.normalised)
     text = f"{out}: {other} and this program differ by at most {worst:.0e}"
@@ -1383,7 +1428,9 @@ FORGET = (
     argument("--identity", metavar="NAME", help="remove all images of this person"),
     argument("--before", metavar="DATE", help="remove all images of an earlier time, as in 2026-05-31 or "
                                               "2026-05-31T08:00 (UTC unless it names a zone)"),
-    argument("--gone", action="store_true", help="remove entries of files that do not exist any more"))
+    argument("--gone", action="store_true", help="remove entries of files that do not exist any more"),
+    argument("--pairs", metavar="FILE", help="where browse keeps answers, if it was told so; those about removed "
+                                             "images go too (default: beside the gallery)"))
 BROWSE = (
     GALLERY, argument("--port", type=int, default=0, help="of this machine; 0: a free one"),
     argument("--pairs", metavar="FILE", help="where answers are kept (default: beside the gallery)"))
@@ -1544,7 +1591,8 @@ def main(
         if text: print_text(json.dumps(to_json_value(facts), allow_nan=False) if a.json else text)
         return code
     except KeyboardInterrupt:
-        print("\nstopped; finished work is kept, and the same command continues it", file=sys.stderr)
+        goes_on = a.command in ("pretrain", "adapt", "run", "index", "reports")
+        print("\nstopped" + "; finished work is kept, and the same command continues it"*goes_on, file=sys.stderr)
         return 130
     except Exception as e:
         no_memory = isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError"       # the second: torch's
