@@ -237,7 +237,7 @@ def test_faults_are_named():
     with pytest.raises(DataError, match="positive definite"): fit_mixture(np.eye(4), np.arange(4), reg_covar=0.)
     with pytest.raises(ConfigError, match="diagonal"): fit_mixture(x, ids, "diagonal")
     with pytest.raises(ConfigError, match="reg_covar"): fit_mixture(x, ids, reg_covar=-1.)
-    with pytest.raises(ConfigError, match="n_components"): fit_components(x, 0)
+    with pytest.raises(ConfigError, match="components=0"): fit_components(x, 0)
     for bad in (0, -1., math.nan):
         with pytest.raises(ConfigError, match="temperature"): soft_labels(x, m, bad)
 

@@ -298,12 +298,12 @@ def test_without_srmo_no_meta_set_is_needed_and_all_losses_weigh_one():
     with pytest.raises(ConfigError, match="meta"): UPL(build_encoder("micro", SIZE, 8))
     for people in (1, 0, -4):
         with pytest.raises(ConfigError, match=f"meta_people={people} "):
-            UPL(build_encoder("micro", SIZE, 8), meta=(None, None, None), meta_people=people)
+            UPL(build_encoder("micro", SIZE, 8), meta=(None, [0, 1], None), meta_people=people)
 
 
 def test_as_written_is_the_letter():
     args = UPL.as_written()
-    method = UPL(build_encoder("micro", SIZE, 8), meta=(None, None, None), **args)
+    method = UPL(build_encoder("micro", SIZE, 8), meta=(None, [0, 1], None), **args)
     assert method.embedder() is method.encoder and method.srmo.raw and method.srmo.regulariser == 1
     assert torch.equal(method.srmo.weights(), torch.ones(4))
     assert args["labels"]["components"] == 50 and args["labels"]["min_samples"] == 4 and args["labels"]["eps"] == .6

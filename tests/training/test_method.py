@@ -250,7 +250,7 @@ def test_the_loop_averages_the_state_that_before_update_returns(monkeypatch):
 
 def test_srmos_state_is_returned_after_a_meta_step_only(monkeypatch):
     from upl_reid.methods import upl
-    method = UPL(build_encoder("micro", SIZE, 8), meta=(None, None, None))
+    method = UPL(build_encoder("micro", SIZE, 8), meta=(None, [0, 1], None))
     monkeypatch.setattr(upl, "loss_weight_gradient", lambda method, batch: torch.tensor([1., 0., 0., 0.]))
     def batch(step): return Batch(torch.zeros(1), *[torch.zeros(1)]*5, seed=0, step=step, lr=.1)
     assert method.before_update(batch(3)) is None

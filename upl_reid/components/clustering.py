@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['relabel_consecutive', 'check_density', 'check_dbscan', 'pairs_within', 'dbscan', 'kmeans_labels', 'cluster_sums',
            'clustered_rows', 'silhouette_samples', 'check_camids', 'camera_center', 'check_directions',
-           'without_cameras', 'cluster_directed', 'jaccard_dbscan', 'camera_dbscan', 'check_labels',
-           'cluster_centroids', 'merge_component', 'merge_across_cameras', 'cluster_camids', 'group_images']
+           'without_cameras', 'cluster_directed', 'check_clusterer', 'jaccard_dbscan', 'camera_dbscan', 'check_labels',
+           'cluster_centroids', 'merge_component', 'check_threshold', 'merge_across_cameras', 'cluster_camids',
+           'group_images']
 
 # %% ../../nbs/components/20_clustering.ipynb #828e5bc9
 from typing import Callable
@@ -16,7 +17,7 @@ import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 import torch
 
-from .neighbours import finite_rows, jaccard_distance, unit_rows
+from .neighbours import check_neighbours, finite_rows, jaccard_distance, unit_rows
 from ..core import ConfigError, DataError, match_type, to_numpy
 
 # %% ../../nbs/components/20_clustering.ipynb #d7e0b2e1
@@ -217,6 +218,16 @@ def cluster_directed(
     return match_type(labels, points)
 
 # %% ../../nbs/components/20_clustering.ipynb #b2f8128c
+def check_clusterer(
+    k1: int, # as in `jaccard_distance`
+    k2: int, # as in `jaccard_distance`
+    eps: float, # radius
+    min_samples: int, # images that make a core
+):
+    "Raises `ConfigError` for arguments of `jaccard_dbscan` that are out of range."
+    check_neighbours(k1, k2)
+    check_density(eps, min_samples)
+
 def jaccard_dbscan(
     points, # (N, d)
     k1: int, # as in `jaccard_distance`
@@ -224,8 +235,8 @@ def jaccard_dbscan(
     eps: float, # radius, in [0, 1)
     min_samples: int, # images within eps that make a core, the image itself counted
 ): # (N,) int64, -1: noise; same kind as `points`
-    "DBSCAN on the Jaccard distance; zero rows are noise. Raises as `check_density` and `jaccard_distance`."
-    check_density(eps, min_samples)
+    "DBSCAN on the Jaccard distance; zero rows are noise. Raises as `check_clusterer` and `jaccard_distance`."
+    check_clusterer(k1, k2, eps, min_samples)
     def label(x): return dbscan(jaccard_distance(x, k1, k2, min(1., eps + 1e-9)), eps, min_samples)
     return cluster_directed(points, label)
 
@@ -293,6 +304,12 @@ def merge_component(
     return parent
 
 # %% ../../nbs/components/20_clustering.ipynb #fddac89e
+def check_threshold(
+    threshold: float, # largest average cosine distance of two groups that merge
+):
+    "Raises `ConfigError` unless it is a number from 0."
+    if not 0 <= threshold < np.inf: raise ConfigError(f"threshold={threshold}: a cosine distance from 0 to 2")
+
 def merge_across_cameras(
     centroids, # (M, d) one per cluster
     camids, # (M,) camera of each cluster
@@ -302,7 +319,7 @@ def merge_across_cameras(
 
     Ties go to the lowest indices. Memory: M x M numbers. Raises `ConfigError` for the threshold, `DataError` for NaN.
     """
-    if not 0 <= threshold < np.inf: raise ConfigError(f"threshold={threshold}: a cosine distance from 0 to 2")
+    check_threshold(threshold)
     if not len(centroids): return match_type(np.zeros(0, np.int64), centroids)
     x = to_numpy(unit_rows(centroids)).astype(np.float64)
     cams, m = check_camids(camids, len(x)), len(x)

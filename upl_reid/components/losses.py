@@ -10,6 +10,7 @@ __all__ = ['weighted_mean', 'soft_cross_entropy', 'hardest_pairs', 'pair_distanc
 import torch
 from torch import Tensor
 
+from .memory import check_temperature
 from ..core import ConfigError, DataError
 
 # %% ../../nbs/components/60_losses.ipynb #28533402
@@ -174,7 +175,10 @@ def supervised_contrastive(
     labels: Tensor, # (N,) int64, -1: left out
     tau: float = 0.1, # temperature, > 0
 ) -> Tensor: # scalar, 0 with a gradient if no label occurs twice
-    "Supervised contrastive loss L_out (Khosla et al. 2020, Eq. 2), averaged. Raises `DataError` for unequal lengths."
+    """Supervised contrastive loss L_out (Khosla et al. 2020, Eq. 2), averaged.
+
+    Raises `DataError` for unequal lengths, `ConfigError` for tau."""
+    check_temperature(tau)
     n = len(features)
     if len(labels) != n: raise DataError(f"{n} features with {len(labels)} labels; pass one label for each row")
     others = ~torch.eye(n, dtype=torch.bool, device=features.device) & (labels >= 0)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['finite_rows', 'unit_rows', 'less_equal', 'true_positions', 'sort_values', 'smallest_columns', 'exact_neighbours',
            'search_ivf', 'approximate_neighbours', 'nearest_images', 'reciprocal_sets', 'neighbour_weights',
-           'without_smallest', 'candidate_pairs', 'overlap_distance', 'jaccard_distance']
+           'without_smallest', 'candidate_pairs', 'overlap_distance', 'check_neighbours', 'jaccard_distance']
 
 # %% ../../nbs/components/10_neighbours.ipynb #e3b798c1
 from typing import Iterator
@@ -225,6 +225,14 @@ def overlap_distance(
     return sp.csr_array((np.concatenate([d, d, np.zeros(n)]), places), shape=(n, n))
 
 # %% ../../nbs/components/10_neighbours.ipynb #1c1ac760
+def check_neighbours(
+    k1: int, # neighbours of the reciprocal sets
+    k2: int, # rows averaged
+):
+    "Raises `ConfigError` unless both are whole numbers from 1."
+    if all(isinstance(k, (int, np.integer)) and k >= 1 for k in (k1, k2)): return
+    raise ConfigError(f"k1={k1}, k2={k2}: both count images, so they are whole numbers from 1")
+
 def jaccard_distance(
     features, # (N, d) array or tensor; scaled to unit length here
     k1: int = 20, # neighbours of the reciprocal sets; at most about the images of one person. Clipped to N - 1
@@ -236,9 +244,8 @@ def jaccard_distance(
     The diagonal, and copies of an image, are stored as explicit zeros.
     Raises `DataError` for NaN or empty features, `ConfigError` for k1, k2 or max_distance out of range.
     """
-    if k1 < 1 or k2 < 1 or not 0 < max_distance <= 1:
-        raise ConfigError(f"k1={k1}, k2={k2}, max_distance={max_distance}: k1 and k2 start at 1, "
-                          "max_distance lies in (0, 1]")
+    check_neighbours(k1, k2)
+    if not 0 < max_distance <= 1: raise ConfigError(f"max_distance={max_distance} must lie in (0, 1]")
     x = unit_rows(features)
     n, k1, k2 = len(x), min(k1, len(x) - 1), min(k2, len(x))
     near = nearest_images(x, max(k1 + 1, k2))

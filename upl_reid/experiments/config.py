@@ -21,7 +21,7 @@ from types import ModuleType
 import upl_reid.methods
 from ..components.encoder import POOLINGS
 from ..core import ConfigError, given_path
-from ..training.method import Budget, METHODS, check_arguments, own_budget
+from ..training.method import Budget, METHODS, check_arguments, check_values, own_budget
 
 # %% ../../nbs/experiments/00_config.ipynb #e4fe7ce6
 @dataclass(frozen=True)
@@ -397,7 +397,13 @@ class RunFields:
 
 # %% ../../nbs/experiments/00_config.ipynb #b741fafb
 class RunArguments(RunFields):
-    "The arguments of a run's method: as identifiers hash them, and as they hold."
+    """The arguments of a run's method: as identifiers hash them, and as they hold.
+
+    Raises `ConfigError` for a value that the method refuses."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.method != "pretrain": check_values(METHODS[self.method], {**self.fixed_arguments, **self.method_args})
 
     @property
     def whole_arguments(self) -> dict:

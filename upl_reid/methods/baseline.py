@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-from ..components.clustering import cluster_centroids, jaccard_dbscan, without_cameras
+from ..components.clustering import check_clusterer, cluster_centroids, jaccard_dbscan, without_cameras
 from ..components.label_choice import choose_clustering
 from ..core import DataError
 from ..training.method import Method, PseudoLabels, Supervised, register
@@ -103,7 +103,9 @@ class ChosenClustering(Method):
 
 # %% ../../nbs/methods/baseline.ipynb #03b722d1
 class DBSCANNumbers(ChosenClustering):
-    "Arguments of one DBSCAN over all cameras; those that are not given are chosen from the data."
+    """Arguments of one DBSCAN over all cameras; those that are not given are chosen from the data.
+
+    Raises `ConfigError` for numbers out of range."""
     def __init__(self,
         *networks: Any, # the encoder, pretrained on the source, and a twin where the method has one
         center: bool = True, # subtract each camera's mean before clustering
@@ -116,6 +118,7 @@ class DBSCANNumbers(ChosenClustering):
         super().__init__(*networks, **kwargs)
         self.label_args: dict[str, Any] = dict(center=center, eps=eps)
         self.scales = possible_scales(k1, k2, min_samples)
+        for scale in self.scales: check_clusterer(eps=eps, **scale)
 
     def find_clusters(self,
         features: Tensor, # (N, d)

@@ -52,9 +52,9 @@ def cluster_count(
 ) -> int: # at least 2
     """Number of k-means clusters: as asked, else one for 15 images (MSPL Eq. 1).
 
-    Raises `ConfigError` for fewer than two."""
-    if clusters is not None and clusters < 2:
-        raise ConfigError(f"clusters={clusters}: identities cannot be told apart with fewer than two clusters")
+    Raises `ConfigError` for fewer than two, or a fraction."""
+    if clusters is not None and (clusters < 2 or clusters != int(clusters)):
+        raise ConfigError(f"clusters={clusters}: a whole number from 2, since one cluster tells no identities apart")
     return max(2, images//15) if clusters is None else clusters
 
 # %% ../../nbs/methods/mmt.ipynb #bb93089e

@@ -19,8 +19,8 @@ from sklearn.metrics import adjusted_rand_score
 from torch import nn, Tensor
 
 from ..components.encoder import Encoder
-from ..components.clustering import check_camids, check_directions, cluster_directed, jaccard_dbscan
-from ..components.clustering import kmeans_labels, relabel_consecutive, without_cameras
+from ..components.clustering import check_camids, check_clusterer, check_directions, cluster_directed
+from ..components.clustering import jaccard_dbscan, kmeans_labels, relabel_consecutive, without_cameras
 from ..components.neighbours import finite_rows
 from ..core import ConfigError, DataError, match_type, to_numpy
 from ..components.losses import center_loss, updated_centers, weighted_triplet
@@ -226,7 +226,7 @@ def check_mspl(
 
 # %% ../../nbs/methods/mspl.ipynb #f3d9e0f8
 class MSPLClusters(ChosenClustering, FrozenStart):
-    "Arguments of the clustering. Raises `ConfigError` for arguments that contradict each other."
+    "Arguments of the clustering. Raises `ConfigError` for numbers out of range, or that contradict each other."
     def __init__(self,
         encoder: Encoder, # pretrained on the source
         clusters: str = "dbscan", # "dbscan" or "kmeans" (Table 4)
@@ -248,6 +248,8 @@ class MSPLClusters(ChosenClustering, FrozenStart):
             clusters=clusters, normalize=normalize, center=center, select=select, min_size=min_size,
             eps=eps, per_cluster=per_cluster)
         self.scales = possible_scales(k1, k2, min_samples)[:1 if clusters == "kmeans" else None]
+        for scale in self.scales: check_clusterer(eps=eps, **scale)
+        number_of_clusters(2*per_cluster, per_cluster)       # raises here rather than in the first round
 
 # %% ../../nbs/methods/mspl.ipynb #00654f60
 class MSPLState(MSPLClusters):

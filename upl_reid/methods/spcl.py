@@ -77,8 +77,9 @@ class SelfPaced(CGCClusters):
         **kwargs, # of `CGCClusters`, `OnMemory` and `Method`
     ):
         super().__init__(encoder, memory_momentum=memory_momentum, **kwargs)
-        if not 0 < apart < self.label_args["eps"]:
-            raise ConfigError(f"apart={apart} must lie between 0 and eps={self.label_args['eps']}")
+        eps = self.label_args["eps"]
+        if not 0 < apart < min(eps, 1 - eps):
+            raise ConfigError(f"apart={apart} must be above 0, below eps={eps} and below 1 - eps")
         if not 0 < share <= 1: raise ConfigError(f"share={share} must lie in (0, 1]")
         self.apart, self.share = apart, share
         self.register_buffer("least", torch.tensor(float("nan"), dtype=torch.float64))

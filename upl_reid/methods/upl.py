@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'MIXTURE', 'check_clusters', 'two_stage_clusters', 'camera_parts', 'mixture_labels', 'weigh_labels',
-           'ways_to_group', 'label_arguments', 'label_steps', 'hybrid_labels', 'LabelArguments', 'HybridLabels',
-           'Partners', 'mixup_loss', 'SRMOSettings', 'Settings', 'as_written', 'UPLState', 'check_meta',
-           'check_partners', 'UPLMemory', 'UPLPartners', 'UPLPool', 'UPLLosses', 'loss_weight_gradient',
-           'held_out_loss', 'UPL', 'GlobalUPL']
+           'ways_to_group', 'label_arguments', 'label_steps', 'hybrid_labels', 'check_label_values', 'LabelArguments',
+           'HybridLabels', 'Partners', 'mixup_loss', 'SRMOSettings', 'Settings', 'as_written', 'UPLState',
+           'check_settings', 'check_meta', 'check_partners', 'UPLMemory', 'UPLPartners', 'UPLPool', 'UPLLosses',
+           'loss_weight_gradient', 'held_out_loss', 'UPL', 'GlobalUPL']
 
 # %% ../../nbs/methods/upl.ipynb #1ac4909e
 import inspect
@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..components.encoder import Encoder
-from ..components.clustering import camera_dbscan, cluster_camids, cluster_centroids, group_images
-from ..components.clustering import merge_across_cameras, relabel_consecutive, without_cameras
+from ..components.clustering import camera_dbscan, check_clusterer, check_threshold, cluster_camids
+from ..components.clustering import cluster_centroids, group_images, merge_across_cameras, relabel_consecutive
+from ..components.clustering import without_cameras
 from ..core import ConfigError, DataError, seed_for, to_numpy
 from ..data.image_bank import ImageBank, plan_batches, normalise_images
 from ..components.losses import soft_cross_entropy, supervised_contrastive, weighted_triplet
@@ -30,8 +31,9 @@ from ..components.memory import MemoryBank, cross_camera_info_nce, queue_size
 from .baseline import ChosenClustering, global_ways, hard_pseudo_labels, possible_scales
 from ..components.mixup import choose_among, mix, mixed_weight, sample_lambda
 from ..components.srmo import SRMO, meta_gradient
-from ..training.method import Batch, Method, PseudoLabels, register, check_arguments
-from ..components.uncertainty import fit_components, fit_mixture, soft_labels, uncertainty_weight
+from ..training.method import Batch, EXTRAS, Method, PseudoLabels, register, check_arguments
+from ..components.uncertainty import check_alpha, check_mixture, fit_components, fit_mixture, soft_labels
+from ..components.uncertainty import uncertainty_weight
 
 # %% ../../nbs/methods/upl.ipynb #099ee860
 def check_clusters(
@@ -160,8 +162,18 @@ def hybrid_labels(
     return label(features, camids, group(features, camids))
 
 # %% ../../nbs/methods/upl.ipynb #7deec41e
+def check_label_values(
+    labels: dict, # all of `label_arguments`
+):
+    "Raises `ConfigError` for a number out of range."
+    for scale in possible_scales(labels["k1"], labels["k2"], labels["min_samples"]):
+        check_clusterer(eps=labels["eps"], **scale)
+    check_threshold(labels["threshold"])
+    check_mixture(labels["temperature"], 1 if labels["components"] is None else labels["components"])
+    if labels["alpha"] is not None: check_alpha(labels["alpha"])
+
 class LabelArguments(ChosenClustering):
-    "What can be set about the labels. Raises `ConfigError` for an argument that does not exist."
+    "What can be set about the labels. Raises `ConfigError` for an argument that does not exist or is out of range."
     def __init__(self,
         encoder: Encoder, # pretrained on the source
         labels: dict | None = None, # of `label_arguments`, those that differ from the defaults
@@ -170,6 +182,7 @@ class LabelArguments(ChosenClustering):
         super().__init__(encoder, **kwargs)
         check_arguments("labels", labels or {}, label_arguments())
         self.label_args = {**label_arguments(), **(labels or {})}
+        check_label_values(self.label_args)
 
     @classmethod
     def arguments(cls) -> dict: # name -> default
@@ -276,7 +289,7 @@ def as_written() -> dict: # for `RunConfig.method_args`
 class UPLState(HybridLabels):
     """Settings, memory and loss weights of UPL-ReID.
 
-    Raises `ConfigError` for SRMO without a meta-set or with too small meta batches."""
+    Raises `ConfigError` as `check_settings` and `check_meta`."""
     needs_meta = True
     without_source = dict(srmo=False) # the meta-set is a part of the source
     meta: Any # (bank, pids, camids), or None
@@ -290,6 +303,7 @@ class UPLState(HybridLabels):
         known = {f.name for f in fields(Settings)}
         self.settings = s = Settings(**{k: v for k, v in kwargs.items() if k in known})
         super().__init__(encoder, **{k: v for k, v in kwargs.items() if k not in known})
+        check_settings(s)
         check_meta(s, meta)
         self.meta, self.memory = meta, None
         names = ("ce", "triplet") + ("mix",)*s.mixup + ("nce",)*s.moco
@@ -302,16 +316,33 @@ class UPLState(HybridLabels):
         return {**super().arguments(), **asdict(Settings())}
 
 # %% ../../nbs/methods/upl.ipynb #fcaae703
+def check_settings(
+    settings: Settings, # of the method
+):
+    "Raises `ConfigError` for a number out of range or an unknown word."
+    s = asdict(settings)
+    for name in ("tau", "beta", "max_queue_share"):
+        if not s[name] > 0: raise ConfigError(f"{name}={s[name]} must be above 0")
+    for name in ("mix_weight", "meta_lr", "meta_beta"):
+        if not s[name] >= 0: raise ConfigError(f"{name}={s[name]} must be at least 0")
+    for name in ("neighbours", "queue"):
+        if not isinstance(s[name], int) or s[name] < 1: raise ConfigError(f"{name}={s[name]}: a whole number from 1")
+    for name, words in dict(normalise=("weight", "count"), meta_gradient_at=("step", "start")).items():
+        if s[name] not in words: raise ConfigError(f"{name}={s[name]!r} is unknown; use {' or '.join(words)}")
+
 def check_meta(
     settings: Settings, # of the method
     meta: tuple | None, # held-out source identities
 ):
-    "Raises `ConfigError` for SRMO without a meta-set, or with fewer than two people in a meta batch."
+    "Raises `ConfigError` for SRMO without a meta-set, or with fewer than two people in it or in a meta batch."
     if settings.srmo and meta is None:
         raise ConfigError("SRMO needs a meta-set of held-out source identities; pass meta=(bank, pids, camids) or "
                           "srmo=False")
     if settings.srmo and settings.meta_people < 2:
         raise ConfigError(f"meta_people={settings.meta_people} leaves no second person in a meta batch; use 2 or more")
+    if settings.srmo and meta is not None and len(np.unique(meta[1])) < 2:
+        raise ConfigError("the meta-set of held-out source identities has one person, and its loss compares people; "
+                          "take a source of more people, or srmo=False")
 
 # %% ../../nbs/methods/upl.ipynb #6512341d
 def check_partners(
@@ -473,7 +504,21 @@ class UPL(UPLLosses):
 # %% ../../nbs/methods/upl.ipynb #6a6f570c
 @register("upl_global")
 class GlobalUPL(UPL):
-    "UPL-ReID without section 3.4: hard labels of one DBSCAN over all cameras, after camera centring."
+    """UPL-ReID without section 3.4: hard labels of one DBSCAN over all cameras, after camera centring.
+
+    Raises `ConfigError` as `UPL`, and for arguments of the labels, which it does not have."""
+    def __init__(self,
+        encoder: Encoder, # pretrained on the source
+        **kwargs, # of `UPL` but for `labels`
+    ):
+        check_arguments("upl_global", {k: v for k, v in kwargs.items() if k not in EXTRAS}, self.arguments())
+        super().__init__(encoder, **kwargs)
+
+    @staticmethod
+    def as_written() -> dict: # for `RunConfig.method_args`
+        "Arguments that follow the paper to the letter, but for the labels'."
+        return {k: v for k, v in as_written().items() if k != "labels"}
+
     def find_labels(self,
         features: Tensor, # (N, d)
         camids: Tensor, # (N,)

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['EXTRAS', 'METHODS', 'check_label_part', 'PseudoLabels', 'Batch', 'Budget', 'check_budget', 'own_budget',
            'MethodState', 'constructor_parameters', 'MethodArguments', 'MethodNetworks', 'MethodLabels', 'MethodLosses',
-           'Method', 'check_relabelled', 'check_arguments', 'TrueLabels', 'Supervised', 'check_name',
+           'Method', 'check_relabelled', 'check_arguments', 'check_values', 'TrueLabels', 'Supervised', 'check_name',
            'check_constructor', 'register']
 
 # %% ../../nbs/training/00_method.ipynb #a5bdd7ad
-import inspect
+import functools, inspect, json
 from dataclasses import dataclass, replace
 from typing import Any, Callable
 
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from ..components.encoder import Encoder, update_ema, parameter_groups, make_ema
 from ..components.losses import soft_cross_entropy, weighted_triplet
 from ..components.tracks import TrackLinks
-from ..core import ConfigError, DataError
+from ..core import ConfigError, DataError, seeded_torch
 from ..data.image_bank import ImageBank
 
 # %% ../../nbs/training/00_method.ipynb #fa6d68e9
@@ -138,7 +138,7 @@ def own_budget(
 
 # %% ../../nbs/training/00_method.ipynb #84dbd94c
 class MethodState(nn.Module):
-    "State of every method: an encoder and its EMA. Raises `ConfigError` for a momentum outside 0 to 1."
+    "State of every method: an encoder and its EMA. Raises `ConfigError` for numbers out of range."
     trains = True # False only for direct transfer
     needs_identities = False # True only for the oracle: its constructor takes `pids`
     needs_meta = False # True if its constructor takes `meta`, a held-out part of the source
@@ -161,6 +161,7 @@ class MethodState(nn.Module):
         super().__init__()
         if not 0 <= momentum <= 1:
             raise ConfigError(f"momentum={momentum}: the momentum of the EMA lies between 0 and 1")
+        if not 0 < scale < np.inf: raise ConfigError(f"scale={scale}: the factor of the cosines is a positive number")
         self.encoder: Any = encoder
         self.ema: Any = make_ema(encoder)
         self.momentum, self.scale, self.average, self.recluster = momentum, scale, average, recluster
@@ -341,6 +342,28 @@ def check_arguments(
                 raise ConfigError(f"argument {name!r} of method {method!r} takes a dict out of "
                                   f"{', '.join(known[name])}, not {value!r}")
             check_arguments(f"{method}: {name}", value, known[name])
+
+# %% ../../nbs/training/00_method.ipynb #a4183659
+def check_values(
+    cls: Any, # class of a method
+    given: dict, # arguments with values, in JSON's types
+):
+    """Raises `ConfigError` for a value that a method's constructor refuses.
+
+    Any other failure is left to the run, whose network may have what this one lacks."""
+    try: _make_small(cls, json.dumps(given))
+    except ConfigError: raise
+    except Exception as e:      # whatever a constructor raises
+        if f"{cls.__module__}.".startswith("upl_reid."):
+            raise ConfigError(f"{cls.__name__} cannot be made of {given} ({e}); correct the arguments") from e
+
+@functools.lru_cache(4096)
+def _make_small(cls, given):
+    "A method around encoders of two numbers, with arguments as JSON."
+    extras: dict[str, Any] = dict(pids=np.arange(2), meta=(None, np.arange(2), np.zeros(2, int)))
+    with seeded_torch("values"):
+        encoder, extras["twin"] = Encoder(nn.Identity(), 2, 2), Encoder(nn.Identity(), 2, 2)
+        cls(encoder, **{k: v for k, v in extras.items() if getattr(cls, EXTRAS[k])}, **json.loads(given))
 
 # %% ../../nbs/training/00_method.ipynb #ea7c97c0
 class TrueLabels(Method):
