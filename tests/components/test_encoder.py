@@ -3,6 +3,7 @@ import copy
 import itertools
 import math
 import os
+import pickle
 import warnings
 
 import numpy as np
@@ -909,3 +910,19 @@ def test_bodies_without_a_map_are_refused():
         def forward_features(self, x): return x.flatten(2)
         def forward_head(self, x): return x.mean(2)
     with pytest.raises(ConfigError, match="Heap has 3 tokens that fill no grid"): feature_map(Heap(), pictures(1))
+
+
+def test_an_encoder_with_pixel_values_of_its_own_can_be_pickled():
+    body = nn.Sequential(nn.Conv2d(3, 4, 1))
+    rescale_input(body, (.5, .5, .5), (.5, .5, .5))
+    x = torch.rand(1, 3, 2, 2)
+    assert torch.equal(pickle.loads(pickle.dumps(body))(x), body(x))
+
+
+def test_dimensions_beyond_the_bodys_width_are_off_at_a_whitened_start():
+    g = torch.Generator().manual_seed(0)
+    features = torch.randn(200, 4, generator=g)*100 + 50
+    encoder = Encoder(nn.Identity(), 4, 6).eval()
+    whiten_projection(encoder, features)
+    out = encoder(features)
+    assert (out[:, 4:] == encoder.neck.bias[4:]*0).all() and (out @ out.T).mean().abs() < .05

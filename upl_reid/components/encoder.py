@@ -11,7 +11,7 @@ __all__ = ['SHAPES', 'IBN_A', 'POOLINGS', 'DEIT', 'Shape', 'token_grid', 'conv_s
            'make_ema', 'update_ema', 'forward_cost']
 
 # %% ../../nbs/components/05_encoder.ipynb #c9e10090
-import contextlib, copy, math, warnings
+import contextlib, copy, functools, math, warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -249,11 +249,13 @@ def rescale_input(
     if (tuple(mean), tuple(std)) == (IMAGENET_MEAN, IMAGENET_STD): return
     scale = [s/t for s, t in zip(IMAGENET_STD, std)]
     shift = [(m - n)/t for m, n, t in zip(IMAGENET_MEAN, mean, std)]
-    def convert(module, inputs):
-        a, b = (inputs[0].new_tensor(v).view(1, 3, 1, 1) for v in (scale, shift))
-        return inputs[0]*a + b, *inputs[1:]
     first = next(m for m in body.modules() if isinstance(m, nn.Conv2d))
-    first.register_forward_pre_hook(convert)
+    first.register_forward_pre_hook(functools.partial(_convert_pixels, scale, shift))
+
+def _convert_pixels(scale, shift, module, inputs):
+    "Forward pre-hook, which can be pickled: scale and shift the channels of a module's input."
+    a, b = (inputs[0].new_tensor(v).view(1, 3, 1, 1) for v in (scale, shift))
+    return inputs[0]*a + b, *inputs[1:]
 
 # %% ../../nbs/components/05_encoder.ipynb #ac3ae689
 def patch_positions(
@@ -453,6 +455,7 @@ def whiten_projection(
     rows = axes/(values + 1e-6*average).sqrt()[:, None]
     encoder.project.weight[:count], encoder.project.bias[:count] = rows.float(), -(rows @ mean).float()
     encoder.neck.weight[:count] = (values/(values + average)).sqrt().float()
+    encoder.neck.weight[count:] = 0                          # beyond the body's width there is nothing to whiten
 
 # %% ../../nbs/components/05_encoder.ipynb #9d4554e8
 def parameter_groups(
