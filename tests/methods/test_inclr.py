@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, strategies as st
 from torch import nn
 
+from upl_reid.components.tracks import TrackLinks
 from upl_reid.components.encoder import build_encoder, feature_map, parameter_groups, make_ema
 from upl_reid.core import ConfigError, DataError, seeded_torch
 from upl_reid.data.benchmarks import load_domain
@@ -534,3 +535,20 @@ def test_a_rule_is_an_argument_and_the_default_names_no_other_run():
     assert name(refinement="both").id == name().id != name(refinement="merge").id
     assert name().arguments["refinement"] == "both" and "refinement" not in name().hashed_arguments
     with pytest.raises(ConfigError, match="refinement='all'"): method(refinement="all")
+
+
+@pytest.mark.parametrize("refinement", ["both", "rescue", "merge"])
+def test_tracks_of_two_people_stay_apart_after_the_refinement(refinement):
+    g = torch.Generator().manual_seed(0)
+    pid, cam, track = torch.arange(180)//18, torch.arange(180)//6 % 3, torch.arange(180)//2
+    people, noise = torch.randn(4, 10, 8, generator=g), torch.randn(4, 90, 8, generator=g)
+    features = join_parts(torch.nn.functional.normalize(people[:, pid] + .55*noise[:, track], dim=2), .2)
+    rng, apart = np.random.default_rng(0), set()
+    while len(apart) < 150:
+        a, b = sorted(rng.integers(0, 90, 2).tolist())
+        if cam[2*a] == cam[2*b] and pid[2*a] != pid[2*b]: apart.add((a, b))
+    method = INCLR(*(build_encoder("micro", SIZE, 8, seed=s) for s in (0, 1)), k1=10, k2=3, eps=.6, min_samples=3,
+                   refinement=refinement)
+    method.links = TrackLinks(track.numpy(), np.array(sorted(apart)))
+    labels = method.relabel(features, cam, 0).hard
+    assert not any(labels[2*a] == labels[2*b] >= 0 for a, b in apart) and (labels[::2] == labels[1::2]).all()

@@ -17,6 +17,7 @@ from small import people_in_cameras
 from upl_reid.components.encoder import build_encoder
 from upl_reid.components.clustering import camera_center, dbscan, kmeans_labels
 from upl_reid.components.neighbours import jaccard_distance
+from upl_reid.components.tracks import find_links
 from upl_reid.core import ConfigError, DataError
 from upl_reid.data.benchmarks import load_domain
 from upl_reid.data.image_bank import ImageBank
@@ -434,3 +435,15 @@ def test_a_random_classifier_is_the_same_again_and_names_another_run():
     name = lambda **args: RunConfig("demo", "plaza", "campus", "mspl", args)
     assert name(classifier="centroids").id == name().id != name(**MSPL.as_written()).id
     with pytest.raises(ConfigError, match="classifier='zero'"): make(classifier="zero")
+
+
+@pytest.mark.parametrize("given", [dict(k1=5, k2=2, min_samples=2, eps=.6), dict(clusters="kmeans")],
+                         ids=["dbscan", "k-means"])
+def test_a_track_counts_as_its_images(given):
+    x, _, cam = people_in_cameras(8, 3, 10, .3, bias=.3, seed=1)        # 24 tracks of ten images each
+    method = MSPL(nn.Identity(), **given)
+    method.links = links = find_links(np.arange(240)//10, cam.numpy())
+    labels = method.relabel(links.means(x), cam, 0).hard
+    assert int(labels.max()) > 1
+    assert (labels.view(24, 10) == labels.view(24, 10)[:, :1]).all()
+    assert torch.equal(labels, select_clusters(labels, cam))

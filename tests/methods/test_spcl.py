@@ -12,7 +12,7 @@ from upl_reid.data.benchmarks import load_domain
 from upl_reid.data.image_bank import ImageBank
 from upl_reid.data.synthetic import write_domain
 from upl_reid.methods.spcl import cluster_independence, cluster_overlap, confirmed_clusters, SpCL
-from upl_reid.training.loop import adapt
+from upl_reid.training.loop import adapt, check_answering
 from upl_reid.training.method import Batch, Budget
 
 SIZE = (48, 24)
@@ -120,3 +120,7 @@ def test_spcl_resumes_to_the_same_bits(world):
                                               (dict(share=0.), "share=0.0"), (dict(share=1.1), "share=1.1")])
 def test_numbers_out_of_range(arguments, words):
     with pytest.raises(ConfigError, match=words): SpCL(Linear(4, 3), **arguments)
+
+
+def test_it_promises_nothing_about_confirmed_pairs():
+    with pytest.raises(ConfigError, match="does not keep to answers"): check_answering(SpCL)

@@ -22,7 +22,7 @@ from ..components.encoder import Encoder
 from ..components.clustering import check_camids, check_labels, relabel_consecutive, silhouette_samples
 from ..components.clustering import without_cameras
 from ..components.neighbours import finite_rows, unit_rows
-from ..core import ConfigError, DataError, match_type, to_numpy
+from ..core import as_tensor, ConfigError, DataError, match_type, to_numpy
 from ..components.losses import soft_cross_entropy
 from ..components.memory import ClusterMemory
 from .baseline import DBSCANNumbers
@@ -149,8 +149,8 @@ def confidence_guided_labels(
     Raises `ConfigError` for beta, `DataError` for a label without a centroid."""
     if not 0 <= beta <= 1: raise ConfigError(f"beta={beta} must lie in [0, 1]")
     p = torch.as_tensor(centroid_confidence(features, centroids))
-    y = torch.as_tensor(labels).to(p.device)
-    owners = torch.arange(p.shape[1], device=p.device) if owners is None else torch.as_tensor(owners).to(p.device)
+    y = as_tensor(labels).to(p.device, torch.int64)
+    owners = torch.arange(p.shape[1], device=p.device) if owners is None else as_tensor(owners).to(p.device)
     own = (y[:, None] == owners) & (y[:, None] >= 0)
     check_owners(y, own, owners, len(p))
     share = beta*(y >= 0)[:, None].to(p)
@@ -165,8 +165,8 @@ def check_owners(
 ):
     "Raises `DataError` for another number of labels than of images, and for a label without a centroid."
     if labels.shape == (images,) and not (~own.any(1) & (labels >= 0)).any(): return
-    raise DataError(f"{images} features with labels {labels.tolist()} for the centroids of "
-                    f"{len(owners.unique())} clusters; pass one label each, of a cluster with a centroid")
+    raise DataError(f"{images} features with {len(labels)} labels up to {max(labels.tolist(), default=-1)} for the "
+                    f"centroids of {len(owners.unique())} clusters; pass one label each, of a cluster with a centroid")
 
 # %% ../../nbs/methods/cgc.ipynb #3959d317
 def camera_proxies(
@@ -186,7 +186,7 @@ class MemoryState(Method):
     "A memory instead of a classifier. Raises `ConfigError` for a momentum outside [0, 1]."
     rows: Tensor # (N,) row of the memory of each image, -1: noise
     owners: Tensor # (R,) cluster of each row
-    facts: Tensor # (3,) threshold, mean silhouette, share of images above the threshold
+    facts: Tensor # (3,) threshold, mean silhouette, share of clustered images that count in a centroid
 
     def __init__(self,
         encoder: Encoder, # the model to train
@@ -371,7 +371,7 @@ class CGC(CGCLabels):
         return dict(cluster_nce=soft_cross_entropy(self.logits(features), soft, batch.weight))
 
     def log_values(self) -> dict: # threshold, silhouette, kept
-        "The round's threshold, mean silhouette and share of clustered images above the threshold."
+        "The round's threshold, mean silhouette and share of clustered images that count in a centroid."
         return dict(zip(("threshold", "silhouette", "kept"), (round(v, 6) for v in self.facts.tolist())))
 
     @staticmethod

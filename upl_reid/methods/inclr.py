@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..components.encoder import Encoder, map_and_output, low_precision
 from ..components.clustering import relabel_consecutive
-from ..core import ConfigError, DataError, match_type, to_numpy
+from ..core import as_floats, as_tensor, ConfigError, DataError, match_type, to_numpy
 from ..components.losses import soft_cross_entropy, softmax_triplet
 from .baseline import DBSCANNumbers, hard_pseudo_labels
 from .mmt import MMT, Pair
@@ -43,9 +43,8 @@ def joint_distance(
 
     Raises `ConfigError` for kappa, `DataError` for shapes that differ."""
     check_kappa(kappa)
-    first = torch.as_tensor(global_)
-    if not first.is_floating_point(): first = first.double()
-    rest = [torch.as_tensor(p).to(first) for p in parts]
+    first = as_floats(global_)
+    rest = [as_tensor(p).to(first) for p in parts]
     wrong = [tuple(p.shape) for p in rest if p.shape != first.shape]
     if wrong:
         raise DataError(f"a part's distances have shape {wrong[0]}, the global ones {tuple(first.shape)}; compute all "
@@ -148,14 +147,16 @@ class PartEncoder(PartHeads):
 
 # %% ../../nbs/methods/inclr.ipynb #cef2bb40
 def check_two_labels(
-    a: np.ndarray, # (N,) clusters in one space
-    b: np.ndarray, # (N,) clusters in the other
-):
-    "Raises `DataError` for lengths that differ, and for a label below -1."
+    one, # (N,) clusters in one space
+    other, # (N,) clusters in the other
+) -> tuple[np.ndarray, np.ndarray]: # the same without gaps
+    "Both labelings, renumbered. Raises `DataError` for lengths that differ, and for a label below -1."
+    a, b = (to_numpy(labels).astype(np.int64) for labels in (one, other))
     if a.shape != b.shape:
         raise DataError(f"{len(a)} global and {len(b)} part labels; both must come from the same images")
     if min(a.min(initial=0), b.min(initial=0)) < -1:
         raise DataError("a label is below -1; clusters are counted from 0, and -1 is noise")
+    return relabel_consecutive(a), relabel_consecutive(b)
 
 def majority_cell(
     count: np.ndarray, # (K1, K2) images of each pair of clusters
@@ -173,8 +174,7 @@ def mutual_refinement(
     """Clusters that global and part space agree on, and the images that one space adds to them (LGMR; our rule).
 
     Raises `DataError` for lengths that differ."""
-    a, b = (to_numpy(labels).astype(np.int64) for labels in (global_, parts))
-    check_two_labels(a, b)
+    a, b = check_two_labels(global_, parts)
     count = np.zeros((a.max(initial=-1) + 2, b.max(initial=-1) + 2), np.int64)     # last row and column: noise
     np.add.at(count, (a, b), 1)
     cell = np.where(count >= least, np.arange(count.size).reshape(count.shape), -1)
@@ -198,8 +198,7 @@ def rescue_noise(
     least: int = 4, # not used
 ): # (N,) int64 refined clusters, consecutive, -1: noise; same kind as `global_`
     "Global clusters; noise joins the cluster of the strict majority of its part cluster. Raises `DataError`."
-    a, b = (to_numpy(labels).astype(np.int64) for labels in (global_, parts))
-    check_two_labels(a, b)
+    a, b = check_two_labels(global_, parts)
     votes = np.zeros((b.max(initial=-1) + 2, a.max(initial=-1) + 2))         # last row and column: noise
     np.add.at(votes, (b, a), 1)
     home = np.where(2*votes[:, :-1].max(1, initial=0) > votes.sum(1), votes[:, :-1].argmax(1) if votes.shape[1] > 1
@@ -213,8 +212,7 @@ def merge_clusters(
     least: int = 4, # not used
 ): # (N,) int64 refined clusters, consecutive, -1: noise; same kind as `global_`
     "Clusters of both spaces are one if they share an image. Raises `DataError` for lengths that differ."
-    a, b = (to_numpy(labels).astype(np.int64) for labels in (global_, parts))
-    check_two_labels(a, b)
+    a, b = check_two_labels(global_, parts)
     first, second, both = a.max(initial=-1) + 1, b.max(initial=-1) + 1, (a >= 0) & (b >= 0)
     graph = coo_matrix((np.ones(both.sum()), (a[both], first + b[both])), (first + second,)*2)
     piece = np.append(connected_components(graph)[1], -1)                    # -1: of an image that is noise in both
@@ -233,7 +231,7 @@ def inaccuracy(
     """KL divergence of the student's distribution over the clusters from the teacher's (INCLR Eq. 4-6).
 
     Raises `ConfigError`, `DataError`."""
-    s, t, v = (torch.as_tensor(x) for x in (student, teacher, centroids))
+    s, t, v = (as_floats(x) for x in (student, teacher, centroids))
     if s.shape != t.shape or v.ndim != 2 or s.shape[-1] != v.shape[1]:
         raise DataError(f"student features are {tuple(s.shape)}, the teacher's {tuple(t.shape)}, centroids "
                         f"{tuple(v.shape)}; pass (N, d), (N, d) and (K, d)")
@@ -327,6 +325,7 @@ class INCLRLabels(INCLRArguments):
             parts = self.find_clusters(torch.cat(list(spaces[1:]), 1), camids)
             smallest = self.scales[int(self.chosen)]["min_samples"]
             labels = check_refined(REFINEMENTS[self.refinement](labels, parts, smallest), labels, parts)
+            if self.links is not None: labels = self.links.link(labels, spaces[0])   # a refinement may break its rules
         return hard_pseudo_labels(join_parts(spaces, self.encoder.first.kappa), labels)
 
     def start_round(self,

@@ -124,11 +124,12 @@ def refined_clusters(
     min_samples: int = 4, # DBSCAN's density
     per_cluster: int = 15, # images a cluster, for k-means (Eq. 1)
     seed: int = 0, # of k-means
+    images: int = 0, # N in Eq. 1, where a row stands for several images; 0: as many as rows
 ) -> Tensor: # (N,) int64, -1: not used
     "Normalise, cluster, select (sections 3.3 to 3.5). Raises `ConfigError`, and `DataError` for too few clusters."
     check_clustering(clusters, normalize, center)
     points = camera_free(features, camids, normalize, center)
-    def means(x): return kmeans_labels(x, number_of_clusters(len(x), per_cluster), seed)
+    def means(x): return kmeans_labels(x, min(len(x), number_of_clusters(images or len(x), per_cluster)), seed)
     if clusters == "kmeans": found = cluster_directed(points, means)
     else: found = jaccard_dbscan(points, k1, k2, eps, min_samples)
     return check_kept(select_clusters(found, camids, min_size) if select else found, found)
@@ -292,10 +293,15 @@ class MSPLLabels(MSPLRounds):
         camids: Tensor, # (N,)
         round: int, # 0, 1, ...
     ) -> PseudoLabels:
-        "New clusters; those of the first round again without progressive learning."
+        """New clusters; those of the first round again without progressive learning.
+
+        Tracks are clustered as one row each, and selected by their images."""
         if round and not self.progressive: return hard_pseudo_labels(features, self.hard)
-        ways = [partial(refined_clusters, seed=round, **self.label_args, **scale) for scale in self.scales]
+        later = self.label_args["select"] and self.links is not None
+        args = {**self.label_args, "select": False, "images": len(features)} if later else self.label_args
+        ways = [partial(refined_clusters, seed=round, **args, **scale) for scale in self.scales]
         kept = self.cluster_as_chosen(ways, features, camids)
+        if later: kept = check_kept(select_clusters(kept, camids, args["min_size"]), kept)
         if round: self.agreement.fill_(label_agreement(self.hard, kept))
         return hard_pseudo_labels(features, kept)
 

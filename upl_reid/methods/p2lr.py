@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..components.encoder import Encoder, make_ema
 from ..components.clustering import cluster_centroids, without_cameras
 from ..components.neighbours import unit_rows
-from ..core import ConfigError, DataError, match_type, to_numpy
+from ..core import as_tensor, ConfigError, DataError, match_type, to_numpy
 from .mmt import MMT
 from ..training.method import Budget, PseudoLabels, register
 from ..components.uncertainty import centroid_log_probabilities
@@ -50,7 +50,7 @@ def label_uncertainty(
     if not 0 < epsilon <= 1:
         raise ConfigError(f"epsilon={epsilon}: the height of the ideal peak is above 0 and at most 1")
     log_p = torch.as_tensor(centroid_log_probabilities(features, centroids, temperature))
-    y = torch.as_tensor(to_numpy(labels), device=log_p.device).long()
+    y = as_tensor(to_numpy(labels)).to(log_p.device).long()
     n, c = log_p.shape
     check_uncertainty(y, n, c)
     own = log_p.gather(1, y.clamp(min=0)[:, None])[:, 0]
@@ -102,7 +102,7 @@ def selection_threshold(
     """The age beta (P2LR Eq. 9): as many labels as asked for have at most this uncertainty, from two clusters at least.
 
     Raises `ConfigError`, `DataError`."""
-    u, y = (torch.as_tensor(to_numpy(v)) for v in (uncertainty, labels))
+    u, y = (as_tensor(to_numpy(v)) for v in (uncertainty, labels))
     if u.shape != y.shape: raise DataError(f"{len(u)} uncertainties and {len(y)} labels; pass one of each for an image")
     u, y = u[y >= 0], y[y >= 0]
     check_selection(u, y, fraction)

@@ -67,6 +67,7 @@ def confirmed_clusters(
 # %% ../../nbs/methods/spcl.ipynb #sp000013
 class SelfPaced(CGCClusters):
     "Clusters of DBSCAN that two other radii confirm. Raises `ConfigError` for values out of range."
+    keeps_answers = False # a pair that answers confirm may not be confirmed by the other radii
     least: Tensor # (,) float64, independence of a cluster that stays; NaN before the first round
 
     def __init__(self,
