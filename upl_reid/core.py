@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'printable_text', 'DataError', 'ConfigError', 'RunError', 'seed_for', 'seeded_torch',
-           'pick_device', 'to_numpy', 'match_type', 'count_pairs', 'given_path', 'file_mode', 'part_name', 'left_parts',
-           'write_atomic', 'write_folder', 'read_rows', 'read_tensors', 'write_tensors', 'any_names', 'absolute_name',
-           'project_root', 'in_test', 'map_in_threads', 'file_state', 'content_digest', 'cached_digests',
-           'cache_digests', 'file_digests']
+           'pick_device', 'to_numpy', 'as_tensor', 'as_floats', 'match_type', 'count_pairs', 'given_path', 'file_mode',
+           'part_name', 'left_parts', 'write_atomic', 'write_folder', 'read_rows', 'read_tensors', 'write_tensors',
+           'any_names', 'absolute_name', 'project_root', 'in_test', 'map_in_threads', 'file_state', 'content_digest',
+           'cached_digests', 'cache_digests', 'file_digests']
 
 # %% ../nbs/core.ipynb #21c06eea
 import contextlib, errno, hashlib, json, operator, os, random, shutil, sqlite3, stat, threading, time, warnings
@@ -86,15 +86,31 @@ def pick_device(
 def to_numpy(
     x, # tensor, array or sequence
 ) -> np.ndarray:
-    "The values as a numpy array, detached and in host memory."
-    return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
+    "The values as a numpy array, detached and in host memory; bfloat16, which numpy lacks, as float32."
+    if not isinstance(x, torch.Tensor): return np.asarray(x)
+    return (x.float() if x.dtype == torch.bfloat16 else x).detach().cpu().numpy()
+
+def as_tensor(
+    x, # tensor, array or sequence
+) -> torch.Tensor: # a tensor itself; an array's memory where torch can share it
+    "The values as a tensor; an array in an order or layout that torch does not take, or read-only, is copied."
+    if isinstance(x, np.ndarray) and not (x.dtype.isnative and x.flags.writeable and min(x.strides, default=0) >= 0):
+        x = np.array(x, dtype=x.dtype.newbyteorder("="), order="C")
+    return torch.as_tensor(x)
+
+def as_floats(
+    x, # tensor, array or sequence
+) -> torch.Tensor: # floating point
+    "The values as a tensor, whole numbers as float64."
+    x = as_tensor(x)
+    return x if x.is_floating_point() else x.double()
 
 def match_type(
     value, # array or tensor to return
     reference, # what the caller passed in
 ):
     "`value` in the type of `reference`: a tensor on the same device for a tensor, a numpy array otherwise."
-    if isinstance(reference, torch.Tensor): return torch.as_tensor(value).to(reference.device)
+    if isinstance(reference, torch.Tensor): return as_tensor(value).to(reference.device)
     return to_numpy(value)
 
 # %% ../nbs/core.ipynb #89688be2

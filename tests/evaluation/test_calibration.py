@@ -75,3 +75,9 @@ def test_pseudo_label_ece_reads_the_mass_on_the_hard_label():
     assert math.isnan(pseudo_label_ece(soft, np.full(80, -1), pids))
     with pytest.raises(DataError, match="no column"): pseudo_label_ece(soft[:, :3], hard, pids)
     with pytest.raises(DataError, match="pids"): pseudo_label_ece(soft, hard, pids[1:])
+
+def test_unknown_people_are_neither_right_nor_wrong():
+    hard, pids = np.array([0, 0, 0, 1, 1, 1]), np.array([-1, -1, -1, 5, 5, 6])
+    assert pseudo_label_correct(hard, pids).tolist() == [True, True, False]
+    confidence = np.array([.1, .1, .1, .9, .8, .7])
+    assert pseudo_label_ece(confidence, hard, pids) == pseudo_label_ece(confidence[3:], hard[3:], pids[3:])

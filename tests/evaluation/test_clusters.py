@@ -114,12 +114,13 @@ def test_arguments_are_left_as_they_were():
 def test_camera_bias_equals_naive_loop(seed):
     _, x, ids = problem(seed, images=40)
     pids, camids, d, same, chance = ids["gallery_pids"], ids["gallery_camids"], naive_distance(x, x), 0, 0
-    for i in range(40):
-        others = [j for j in range(40) if pids[j] != pids[i]]
+    known = [i for i in range(40) if pids[i] >= 0]
+    for i in known:
+        others = [j for j in known if pids[j] != pids[i]]
         same += camids[min(others, key=lambda j: d[i][j])] == camids[i]
         chance += sum(camids[j] == camids[i] for j in others)/len(others)
-    assert same_camera_neighbour_rate(*map(torch.from_numpy, (x, pids, camids))) == pytest.approx(same/40)
-    assert same_camera_chance(pids, camids) == pytest.approx(chance/40)
+    assert same_camera_neighbour_rate(*map(torch.from_numpy, (x, pids, camids))) == pytest.approx(same/len(known))
+    assert same_camera_chance(pids, camids) == pytest.approx(chance/len(known))
 
 def test_camera_bias_at_its_extremes():
     pids, camids = np.arange(12), np.arange(12) % 3
@@ -129,3 +130,13 @@ def test_camera_bias_at_its_extremes():
     one = [1, 1, 1], [0, 1, 2]
     with pytest.raises(DataError, match="one identity"): same_camera_neighbour_rate(np.eye(3), *one)
     with pytest.raises(DataError, match="one identity"): same_camera_chance(*one)
+
+def test_unknown_people_are_no_identity():
+    x = np.random.default_rng(0).normal(size=(6, 3))
+    labels, pids, camids = np.array([0, 0, 0, 1, 1, 1]), np.array([-1, -1, -1, 5, 5, 6]), np.arange(6) % 2
+    known = cluster_quality(x[3:], labels[3:], pids[3:], camids[3:])
+    found = cluster_quality(x, labels, pids, camids)
+    for name in ("ari", "ami", "fmi", "v_measure", "pair_precision", "pair_recall", "cross_camera_precision"):
+        assert found[name] == known[name]
+    assert same_camera_neighbour_rate(x, pids, camids) == same_camera_neighbour_rate(x[3:], pids[3:], camids[3:])
+    assert same_camera_chance(pids, camids) == same_camera_chance(pids[3:], camids[3:])

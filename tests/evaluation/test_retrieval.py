@@ -359,3 +359,11 @@ def test_scores_do_not_depend_on_how_torch_was_set():
     with pytest.MonkeyPatch.context() as m:
         m.setattr(torch, "get_float32_matmul_precision", refuses)
         np.testing.assert_array_equal(evaluate_retrieval(q, G, **ids).ap, wanted.ap)
+
+@pytest.mark.parametrize("v", [1e301, 1e308, np.nan_to_num(np.inf)])
+def test_distances_too_large_to_compare_are_refused(v):
+    ids = dict(query_pids=[1], query_camids=[0], gallery_pids=[1, 2, 1], gallery_camids=[1]*3)
+    want = evaluate_distances([[1e300, .2, .3]], **ids, ranks=(k for k in (1, 5)))
+    assert want == evaluate_distances([[1., .2, .3]], **ids, ranks=(1, 5)) and evaluate_distances(
+        [[1., .2, .3]], **ids, ranks=5).cmc == {5: 1.}
+    with pytest.raises(DataError, match="below 1e301"): evaluate_distances([[v, .2, .3]], **ids)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['relabel_consecutive', 'check_density', 'check_dbscan', 'pairs_within', 'dbscan', 'kmeans_labels', 'cluster_sums',
            'clustered_rows', 'silhouette_samples', 'check_camids', 'camera_center', 'check_directions',
-           'without_cameras', 'cluster_directed', 'check_clusterer', 'jaccard_dbscan', 'camera_dbscan', 'check_labels',
-           'cluster_centroids', 'merge_component', 'check_threshold', 'merge_across_cameras', 'cluster_camids',
-           'group_images']
+           'without_cameras', 'cluster_directed', 'check_clusterer', 'jaccard_dbscan', 'camera_dbscan', 'first_gap',
+           'check_labels', 'cluster_centroids', 'merge_component', 'check_threshold', 'merge_across_cameras',
+           'cluster_camids', 'group_images']
 
 # %% ../../nbs/components/20_clustering.ipynb #828e5bc9
 from typing import Callable
@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 import torch
 
 from .neighbours import check_neighbours, finite_rows, jaccard_distance, unit_rows
-from ..core import ConfigError, DataError, match_type, to_numpy
+from ..core import as_tensor, ConfigError, DataError, match_type, to_numpy
 
 # %% ../../nbs/components/20_clustering.ipynb #d7e0b2e1
 def relabel_consecutive(
@@ -112,7 +112,7 @@ def cluster_sums(
         total = x.new_zeros(k, x.shape[1]).index_add_(0, ids, x)
         sums = torch.bincount(ids, minlength=k) - x @ total.T
         sums[torch.arange(len(x)), ids] -= 1 - x.square().sum(1)
-        return sums
+        return sums.clamp_(min=0)                            # of copies, rounding errors
     square, out = x.square().sum(1), []
     for s in range(0, len(x), block):
         d = (square[s:s+block, None] + square - 2*x[s:s+block] @ x.T).clamp_(min=0).sqrt_()
@@ -145,7 +145,7 @@ def silhouette_samples(
     metric: str = "euclidean", # distance of unit rows: "euclidean" or "cosine" (half the square of it)
     leave_one_out: bool = True, # False: divide the sum in a_i by the cluster's size, as Eq. 4 of CGC is printed
     block: int = 512, # rows of Euclidean distances held at a time
-): # (N,) float64, same kind: -1..1, 0 for the only image of a cluster, NaN for noise
+): # (N,) float64, same kind: -1..1, NaN for noise; 0 for the only image of a cluster, and for copies in two clusters
     """Silhouette of each image (Rousseeuw 1987; CGC Eq. 4-6) in O(N K + block N) memory.
 
     Raises `ConfigError` for another metric, `DataError` as `clustered_rows`."""
@@ -158,7 +158,8 @@ def silhouette_samples(
     mean = sums/count
     mean[own, ids] = torch.inf
     b = mean.amin(1)
-    s = torch.where(count[ids] > 1, (b - a)/torch.maximum(a, b).clamp(min=1e-300), 0)
+    top, rounding = torch.maximum(a, b), 1e-12 if metric == "cosine" else 1e-7
+    s = torch.where((count[ids] > 1) & (top > rounding), (b - a)/top.clamp(min=rounding), 0)
     out = np.full(len(features), np.nan)
     out[kept] = to_numpy(s)
     return match_type(out, features)
@@ -194,7 +195,7 @@ def check_directions(
     points, # (N, d) features without their cameras' means
 ): # the same
     "Raises `DataError` unless at least two rows are not zero."
-    zero = int((torch.as_tensor(points) == 0).all(1).sum())
+    zero = int((as_tensor(points) == 0).all(1).sum())
     if len(points) - zero > 1: return points
     raise DataError(f"{zero} of {len(points)} images are the only image or track of their camera, or copies of it, and "
                     "nothing is left of them without their camera's mean; set center=False (and normalize=False)")
@@ -259,6 +260,14 @@ def camera_dbscan(
     return match_type(labels, features)
 
 # %% ../../nbs/components/20_clustering.ipynb #4f84321c
+def first_gap(
+    ids: np.ndarray, # (N,) integers, below 0: noise
+) -> int | None: # None: all numbers up to the largest occur
+    "The smallest number from 0 that is missing below the largest id."
+    used = np.unique(ids[ids >= 0])
+    wrong = np.flatnonzero(used != np.arange(len(used)))
+    return int(wrong[0]) if len(wrong) else None
+
 def check_labels(
     labels, # (N,) ids 0..K-1, -1: noise
     n: int, # images
@@ -266,8 +275,8 @@ def check_labels(
     "Labels as an array; raises `DataError` unless there are n of them and every id up to the largest is used."
     ids = to_numpy(labels).astype(np.int64)
     if ids.shape != (n,): raise DataError(f"labels have shape {ids.shape} for {n} images; pass one label per image")
-    missing = np.setdiff1d(np.arange(ids.max(initial=-1) + 1), ids)
-    if len(missing): raise DataError(f"no image has label {missing[0]}; renumber with relabel_consecutive first")
+    if (gap := first_gap(ids)) is not None:
+        raise DataError(f"no image has label {gap}; renumber with relabel_consecutive first")
     return ids
 
 def cluster_centroids(
@@ -350,7 +359,7 @@ def group_images(
     groups, # (K,) group of each cluster
 ): # (N,) int64 group of each image, -1: noise; same kind as `labels`
     "Replace each image's cluster by the cluster's group. Raises `DataError` for a cluster without a group."
-    ids, to = to_numpy(labels), to_numpy(groups)
+    ids, to = to_numpy(labels).astype(np.int64), to_numpy(groups)
     if ids.max(initial=-1) >= len(to):
         raise DataError(f"label {ids.max()} has no entry among {len(to)} groups; pass one group per cluster")
-    return match_type(np.where(ids >= 0, np.append(to, -1)[ids], -1).astype(np.int64), labels)
+    return match_type(np.append(to, -1)[np.maximum(ids, -1)].astype(np.int64), labels)

@@ -127,6 +127,7 @@ def softmax_triplet(
     for name, x in (("labels", labels), ("weights", weight), ("teacher features", teacher)):
         if x is not None and len(x) != len(features):
             raise DataError(f"{len(features)} features with {len(x)} {name}; pass one for each row")
+    if not len(features): return features.sum()*0
     far, near, valid = hardest_pairs(features, labels, features, labels, True)
     def gap(x): return scale*(pair_distance(x, x[near]) - pair_distance(x, x[far]))
     target = torch.ones(len(features)).to(features) if teacher is None else gap(teacher.detach()).sigmoid().to(features)
@@ -139,11 +140,12 @@ def check_centers(
     features: Tensor, # (N, d)
     labels: Tensor, # (N,)
     centers: Tensor, # (K, d)
-):
+) -> Tensor: # (N,) int64 labels
     "Raises `DataError` unless there is one label for each feature and the centres have the features' width."
     if len(labels) != len(features) or centers.shape[1:] != features.shape[1:]:
         raise DataError(f"{tuple(features.shape)} features with {len(labels)} labels and {tuple(centers.shape)} "
                         "centres; pass one label for each row and centres of the same width")
+    return labels.long()
 
 def center_loss(
     features: Tensor, # (N, d)
@@ -151,7 +153,7 @@ def center_loss(
     centers: Tensor, # (K, d) a point of each class
 ) -> Tensor: # scalar, 0 with a gradient if nothing has a label
     "Half the sum of squared distances to the own class's centre (Wen et al. 2016, Eq. 2). Raises as `check_centers`."
-    check_centers(features, labels, centers)
+    labels = check_centers(features, labels, centers)
     each = (features - centers[labels.clamp(min=0)]).square().sum(1)
     return torch.where(labels >= 0, each, 0).sum()/2
 
@@ -164,7 +166,7 @@ def updated_centers(
     rate: float = 0.5, # alpha, 0..1
 ) -> Tensor: # (K, d)
     "Centres after one batch (Wen et al. 2016, Eq. 4 and Algorithm 1). Raises `DataError` as `check_centers`."
-    check_centers(features, labels, centers)
+    labels = check_centers(features, labels, centers)
     own = torch.nn.functional.one_hot(labels.clamp(min=0), len(centers)).to(centers)*(labels >= 0)[:, None]
     count = own.sum(0)[:, None]
     return centers - rate*(count*centers - own.T @ features)/(1 + count)

@@ -70,7 +70,7 @@ def cross_camera_info_nce(
     if not len(keys): return anchors.sum()*0
     positive, compared = cross_camera_masks(labels, camids, key_labels, key_camids, ignore_same_camera)
     valid = positive.any(1)
-    logits = anchors @ keys.T / tau
+    logits = anchors @ keys.to(anchors).T / tau
     def log_total(mask): return logits.masked_fill(~mask & valid[:, None], -torch.inf).logsumexp(1)
     loss = torch.where(valid, log_total(compared) - log_total(positive), 0)
     share = valid.to(loss.dtype) if weight is None else valid*weight.to(loss.dtype)
@@ -172,7 +172,7 @@ class ClusterMemory(nn.Module):
     def forward(self,
         features: Tensor, # (B, d) of any length
     ) -> Tensor: # (B, K) logits of CGC's Eq. 2: cosines to the vectors, over the temperature
-        return nn.functional.normalize(features, dim=1) @ self.centroids.T / self.temperature
+        return nn.functional.normalize(features, dim=1) @ self.centroids.to(features).T / self.temperature
 
     def update(self,
         features: Tensor, # (B, d) of any length
@@ -191,7 +191,8 @@ def move_vectors(
 ) -> None:
     "CGC Eq. 3 for a batch, one image after the other. Raises `DataError` for lengths that differ and unknown clusters."
     if labels.shape != (len(features),) or (labels >= len(vectors)).any():
-        raise DataError(f"{len(features)} features with labels {labels.tolist()} for {len(vectors)} clusters; "
+        raise DataError(f"{len(features)} features with {len(labels)} labels up to "
+                        f"{max(labels.tolist(), default=-1)} for {len(vectors)} clusters; "
                         f"pass one label below {len(vectors)} for each feature")
     used = labels >= 0
     labels, features = labels[used], nn.functional.normalize(features[used].to(vectors), dim=1)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import ConfigError, DataError, match_type
+from ..core import as_floats, as_tensor, ConfigError, DataError, match_type
 
 # %% ../../nbs/components/40_mixup.ipynb #cbb2e25a
 def sample_lambda(
@@ -20,7 +20,7 @@ def sample_lambda(
 ) -> Tensor: # (n,) float32 on the CPU, in [0, 1]
     "Mixing coefficients drawn from Beta(beta, beta) (Eq. 11). Raises `ConfigError` for a beta that is not above 0."
     if not beta > 0: raise ConfigError(f"mixup's beta is {beta}; it must be above 0 (the paper uses 0.4)")
-    return torch.from_numpy(np.random.default_rng(seed).beta(beta, beta, n).astype(np.float32))
+    return torch.from_numpy(np.random.default_rng(seed % 2**64).beta(beta, beta, n).astype(np.float32))
 
 # %% ../../nbs/components/40_mixup.ipynb #4dba6d23
 def choose_among(
@@ -41,8 +41,8 @@ def choose_among(
     unit = torch.nn.functional.normalize
     similarity = unit(features.detach(), dim=1) @ unit(pool.detach(), dim=1).to(features.dtype).T
     nearest = similarity.masked_fill(itself, -torch.inf).topk(k, dim=1).indices
-    pick = torch.from_numpy(np.random.default_rng(seed).integers(k, size=(n, 1))).to(nearest.device, non_blocking=True)
-    return nearest.gather(1, pick)[:, 0]
+    pick = torch.from_numpy(np.random.default_rng(seed % 2**64).integers(k, size=(n, 1)))
+    return nearest.gather(1, pick.to(nearest.device, non_blocking=True))[:, 0]
 
 # %% ../../nbs/components/40_mixup.ipynb #15ec3ed8
 def choose_partners(
@@ -53,7 +53,7 @@ def choose_partners(
     """A partner for each sample of a batch from the same batch.
 
     Raises `DataError` for a batch of one, `ConfigError` for k < 1."""
-    x = torch.as_tensor(features)
+    x = as_floats(features)
     itself = torch.eye(len(x), dtype=torch.bool, device=x.device)
     return match_type(choose_among(x, x, itself, k, seed), features)
 
@@ -81,11 +81,13 @@ def mix(
     Where share times weight is 0 on both sides, Eq. 11 is 0/0: the labels are then mixed by the share alone
     (and `mixed_weight` is 0, so a weighted loss ignores them).
     One pair works too: (d,), (d,), (K,), (K,), number, number, number. Gradients reach the embeddings."""
-    first, second = torch.as_tensor(f_i), torch.as_tensor(f_j)
-    def column(x): return torch.as_tensor(x, dtype=first.dtype, device=first.device)[..., None]
+    first, second = as_floats(f_i), as_tensor(f_j)
+    def column(x):
+        x = as_tensor(x) if isinstance(x, np.ndarray) else x
+        return torch.as_tensor(x, dtype=first.dtype, device=first.device)[..., None]
     lam, w_i, w_j = column(lam), column(w_i), column(w_j)
     total = mixed_weight(w_i, w_j, lam)
     share = torch.where(total > 0, lam*w_i/torch.where(total > 0, total, 1), lam)
-    y = share*torch.as_tensor(y_i) + (1 - share)*torch.as_tensor(y_j)
+    y = share*as_tensor(y_i) + (1 - share)*as_tensor(y_j)
     f = lam*first + (1 - lam)*second
     return (f, y) if isinstance(f_i, Tensor) else (match_type(f, f_i), match_type(y, f_i))

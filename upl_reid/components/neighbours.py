@@ -14,14 +14,14 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from ..core import ConfigError, DataError, to_numpy
+from ..core import as_tensor, ConfigError, DataError, to_numpy
 
 # %% ../../nbs/components/10_neighbours.ipynb #4b97f6a7
 def finite_rows(
     features, # (N, d) array or tensor
 ) -> torch.Tensor: # (N, d) float32 or float64, on the device of `features`, without a gradient
     "Features as a floating-point tensor. Raises `DataError` for no rows, a wrong shape, NaN or infinity."
-    x = torch.as_tensor(features).detach()
+    x = as_tensor(features).detach()
     if x.dtype != torch.float64: x = x.float()
     if x.ndim != 2 or not x.numel():
         raise DataError(f"features have shape {tuple(x.shape)}; pass one row of numbers per image, (N, d)")
@@ -37,6 +37,10 @@ def unit_rows(
     "Rows scaled to length 1; zero rows stay zero. Raises `DataError` as `finite_rows` does."
     x = finite_rows(features)
     length = x.norm(dim=1, keepdim=True)
+    far = (length < 1e-15) | (length > 1e15)                 # float32's squares are too small or too large
+    if far.any():
+        x = torch.where(far, x/x.abs().amax(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny), x)
+        length = x.norm(dim=1, keepdim=True)
     return x / length.where(length > 0, 1)
 
 # %% ../../nbs/components/10_neighbours.ipynb #7d0f3a52
@@ -216,7 +220,7 @@ def overlap_distance(
         for s in range(0, len(i), pairs):
             one, other = i[s:s+pairs], j[s:s+pairs]
             m = v[one].minimum(v[other]) @ ones              # not .sum: its order of additions may change
-            d = np.maximum(1 - m/(2 - m), 0)
+            d = np.where(m > 1 - 1e-12, 0., 1 - m/(2 - m))    # equal rows: rounding errors
             near = d < max_distance
             parts.append((one[near], other[near], d[near]))
     i, j, d = (np.concatenate(p) for p in zip(*parts)) if parts else (np.empty(0, np.int64),)*2 + (np.empty(0),)
@@ -241,7 +245,8 @@ def jaccard_distance(
 ) -> sp.csr_array: # (N, N) float64, symmetric; an absent entry means distance 1
     """k-reciprocal Jaccard distance (Zhong et al. 2017) with exp(-squared distance) weights; section 3.4.
 
-    The diagonal, and copies of an image, are stored as explicit zeros.
+    The diagonal, and up to k1 + 1 copies of an image, are stored as explicit zeros; of more copies the lists hold only
+    the first, so that the others are farther from each other.
     Raises `DataError` for NaN or empty features, `ConfigError` for k1, k2 or max_distance out of range.
     """
     check_neighbours(k1, k2)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from .neighbours import unit_rows
-from ..core import ConfigError, DataError, match_type, to_numpy
+from ..core import as_floats, as_tensor, ConfigError, DataError, match_type, to_numpy
 
 # %% ../../nbs/components/30_uncertainty.ipynb #06d03199
 def entropy(
@@ -23,8 +23,7 @@ def entropy(
     tolerance: float = 1e-3, # how far a row's sum may be from 1, and an entry below 0
 ): # (...) nats, 0..log K; same kind
     "Shannon entropy over the last axis (section 3.4). Raises `DataError` for rows that are not probabilities."
-    x = torch.as_tensor(p)
-    if not x.is_floating_point(): x = x.double()
+    x = as_floats(p)
     if x.ndim < 1 or not x.shape[-1]:
         raise DataError(f"probabilities have shape {tuple(x.shape)}; the last axis must hold the classes")
     off = ((x.sum(-1) - 1).abs() > tolerance) | (x < -tolerance).any(-1) | x.isnan().any(-1)
@@ -64,7 +63,7 @@ def to_float64(
     x, # array or tensor
 ) -> torch.Tensor: # float64
     "The values in double precision, on their own device if it supports that (Apple's does not), else on the CPU."
-    x = torch.as_tensor(x).detach()
+    x = as_tensor(x).detach()
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 def log_gaussian(
@@ -114,7 +113,7 @@ def check_fit(
         raise DataError(f"{tuple(x.shape)} points and {tuple(ids.shape)} groups; pass (M, d) and (M,)")
     if not torch.isfinite(x).all():
         raise DataError("the points to fit hold NaN or infinity; lower the learning rate if training diverged")
-    if not torch.equal(ids.unique(), torch.arange(int(ids.max()) + 1)):
+    if not torch.equal(used := ids.unique(), torch.arange(len(used))):
         raise DataError("group ids have gaps; renumber with relabel_consecutive")
 
 # %% ../../nbs/components/30_uncertainty.ipynb #0a73aee3
@@ -129,7 +128,7 @@ def fit_mixture(
     "A Gaussian for each group, refined by EM (section 3.4). Raises `DataError` as `check_fit`, `ConfigError`."
     if covariance not in ("tied", "full"): raise ConfigError(f"covariance={covariance!r}: use 'tied' or 'full'")
     if reg_covar < 0 or max_iter < 0: raise ConfigError(f"reg_covar={reg_covar}, max_iter={max_iter}: use 0 or more")
-    x, ids = to_float64(points), torch.as_tensor(to_numpy(groups)).long()
+    x, ids = to_float64(points), as_tensor(to_numpy(groups)).long()
     check_fit(x, ids)
     share = torch.nn.functional.one_hot(ids).to(x)
     means, before = x.new_zeros(share.shape[1], x.shape[1]), -math.inf
@@ -157,7 +156,7 @@ def fit_components(
     if not np.isfinite(x).all():
         raise DataError("the points to fit hold NaN or infinity; lower the learning rate if training diverged")
     from sklearn.cluster import KMeans                      # loaded here: importing scikit-learn takes seconds
-    found = KMeans(min(n_components, len(np.unique(x, axis=0))), n_init=1, random_state=seed).fit_predict(x)
+    found = KMeans(min(n_components, len(np.unique(x, axis=0))), n_init=1, random_state=seed % 2**32).fit_predict(x)
     return fit_mixture(points, found, covariance, reg_covar, max_iter)
 
 # %% ../../nbs/components/30_uncertainty.ipynb #75585d52
@@ -201,7 +200,7 @@ def soft_labels(
 
     Raises `DataError` for NaN or a wrong dimension, `ConfigError` for the temperature.
     """
-    x, given = to_float64(features), torch.as_tensor(features).dtype
+    x, given = to_float64(features), as_tensor(features).dtype
     pi, means, sigma = (to_float64(t).to(x.device) for t in (mixture.weights, mixture.means, mixture.covariance))
     if x.ndim != 2 or x.shape[1] != means.shape[1]:
         raise DataError(f"features have shape {tuple(x.shape)}; this mixture takes (N, {means.shape[1]})")

@@ -35,7 +35,7 @@ def group_differs(
     other: dict, # name -> tensor, the same names
 ) -> bool:
     "Whether any tensor of two groups differs."
-    return any(not torch.equal(tensor, other[name]) for name, tensor in one.items())
+    return any(not torch.equal(tensor.nan_to_num(), other[name].nan_to_num()) for name, tensor in one.items())
 
 def tell_choice(
     chosen: str, # name or prefix of the group that is taken
@@ -148,4 +148,7 @@ def load_named(
         raise DataError(f"the checkpoint does not fit this network: {misfits_in_words(own, state, wrong)}; "
                         "use weights of the same model: --backbone names another network, and --start takes a model "
                         "of upl-reid adapt")
+    if bad := [k for k in own if not state[k].isfinite().all()]:
+        raise DataError(f"{len(bad)} tensors of the checkpoint (first: {bad[0]}) hold NaN or infinity; take one "
+                        "that was saved before its training diverged")
     body.load_state_dict({k: state[k] for k in own})

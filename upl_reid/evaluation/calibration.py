@@ -60,11 +60,12 @@ def expected_calibration_error(
 def pseudo_label_correct(
     hard, # (N,) int, cluster of each image, -1 for none
     pids, # (N,) int, true identities
-) -> np.ndarray: # numpy bool, one for each image with hard >= 0, in their order
+) -> np.ndarray: # numpy bool, one for each image with hard >= 0 and pid >= 0, in their order
     "Whether each assigned image's pid is the majority pid of its cluster. Raises `DataError` for lengths that differ."
     hard = check_integers(hard, len(hard), "hard labels")
-    pids = check_integers(pids, len(hard), "pids")[hard >= 0]
-    hard = hard[hard >= 0]
+    pids = check_integers(pids, len(hard), "pids")
+    known = (hard >= 0) & (pids >= 0)
+    hard, pids = hard[known], pids[known]
     (cluster, pid), count = np.unique(np.stack([hard, pids]), axis=1, return_counts=True)
     first = np.lexsort([pid, -count, cluster]) # within a cluster: most frequent first, then the lower pid
     cluster, majority = cluster[first], pid[first]
@@ -76,14 +77,14 @@ def pseudo_label_ece(
     hard, # (N,) int, cluster of each image, -1 for none
     pids, # (N,) int, true identities
     n_bins: int = 15, # bins of equal width on (0, 1]
-) -> float: # in [0, 1]; NaN if no image has a label
+) -> float: # in [0, 1]; NaN if no image has a label and a pid
     """Expected calibration error of pseudo-labels, correct as in `pseudo_label_correct`.
 
     Raises `DataError` for shapes that do not fit."""
     given = to_numpy(soft_or_confidence)
     hard = check_integers(hard, len(given), "hard labels")
-    used = hard >= 0
     correct = pseudo_label_correct(hard, pids)
+    used = (hard >= 0) & (to_numpy(pids) >= 0)
     if not used.any(): return float("nan")
     if given.ndim == 2 and hard.max() >= given.shape[1]:
         raise DataError(f"hard label {hard.max()} has no column in soft labels of shape {given.shape}; "

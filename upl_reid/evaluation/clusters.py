@@ -64,7 +64,7 @@ def cluster_quality(
 
     Always: silhouette, davies_bouldin (non-noise, Euclidean on unit vectors), silhouette_images, noise_ratio, clusters.
     With pids: ari, ami, fmi, v_measure (non-noise), pair_precision, pair_recall (recall over all images).
-    With camids too: cross_camera_precision, cross_camera_recall.
+    With camids too: cross_camera_precision, cross_camera_recall. Images with a pid below 0 are in none of these.
     Raises `DataError` for shapes that do not fit and zero or non-finite features."""
     features, _ = check_features(features, "cluster")
     n = len(features)
@@ -75,9 +75,10 @@ def cluster_quality(
     quality |= dict(noise_ratio=float(1 - kept.mean()), clusters=len(np.unique(labels[kept])))
     if pids is None: return quality
     pids = check_integers(pids, n, "pids")
-    quality |= _agreement(labels, pids)
+    known = pids >= 0
+    quality |= _agreement(labels[known], pids[known])
     if camids is None: return quality
-    cross = _pair_scores(labels, pids, check_integers(camids, n, "camids"))
+    cross = _pair_scores(labels[known], pids[known], check_integers(camids, n, "camids")[known])
     return quality | dict(zip(("cross_camera_precision", "cross_camera_recall"), cross))
 
 # %% ../../nbs/evaluation/30_clusters.ipynb #b6698347
@@ -86,12 +87,15 @@ def same_camera_neighbour_rate(
     pids, # (N,) int
     camids, # (N,) int
 ) -> float: # in [0, 1]; compare with `same_camera_chance`
-    """How often the nearest image of another identity has the same camera (ties: lower index).
+    """How often the nearest image of another identity has the same camera (ties: lower index); without pids below 0.
 
     Raises `DataError` if there is one identity only."""
     features, _ = check_features(features, "camera bias")
     n = len(features)
-    who, cam = (torch.from_numpy(check_integers(x, n, name)) for x, name in ((pids, "pids"), (camids, "camids")))
+    pids, camids = check_integers(pids, n, "pids"), check_integers(camids, n, "camids")
+    known = np.flatnonzero(pids >= 0)
+    if len(known) < n: return same_camera_neighbour_rate(features[known], pids[known], camids[known])
+    who, cam = torch.from_numpy(pids), torch.from_numpy(camids)
     if len(who.unique()) < 2: raise DataError("all images are of one identity; pass images of two identities or more")
     same = 0
     for start, stop in row_blocks(n, n):
@@ -107,7 +111,8 @@ def same_camera_chance(
 ) -> float: # in [0, 1]
     "The expected `same_camera_neighbour_rate` of random features. Raises `DataError` if there is one identity only."
     pids = check_integers(pids, len(pids), "pids")
-    camids = check_integers(camids, len(pids), "camids")
+    camids = check_integers(camids, len(pids), "camids")[pids >= 0]
+    pids = pids[pids >= 0]
     def size(*columns):
         index, count = np.unique(np.stack(columns), axis=1, return_inverse=True, return_counts=True)[1:]
         return count[index.ravel()]

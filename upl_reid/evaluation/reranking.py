@@ -11,7 +11,7 @@ from scipy import sparse
 import torch
 
 from ..components.neighbours import less_equal, reciprocal_sets, true_positions, unit_rows
-from ..core import ConfigError, match_type, to_numpy
+from ..core import as_tensor, ConfigError, match_type, to_numpy
 from upl_reid.evaluation.retrieval import (
     as_float64, check_features, check_same_width, pair_distances, product_slack, product_type, row_blocks,
     unit_distances, unit_gallery)
@@ -312,7 +312,8 @@ def expand_queries(
     check_same_width(query, gallery)
     if k < 1 or not 0 <= alpha < np.inf:
         raise ConfigError(f"k={k}, alpha={alpha}: k starts at 1 and alpha at 0")
-    q, g, out = unit_rows(torch.as_tensor(query)), unit_rows(torch.as_tensor(gallery)), []
+    q, out = unit_rows(as_tensor(query)), []
+    g = unit_rows(as_tensor(gallery)).to(q)
     for start, stop in row_blocks(len(q), len(g)):
         cosine, near = (q[start:stop] @ g.T).topk(min(k, len(g)), dim=1)
         weight = torch.where(cosine > 0, cosine.clamp(min=0)**alpha, 0)

@@ -51,7 +51,7 @@ def check_features(
     length = torch.cat([torch.linalg.vector_norm(as_float64(x[start:stop]), dim=1) for start, stop in blocks])
     bad = ~(torch.isfinite(length) & (length > 0))
     if bad.any():
-        raise DataError(f"{name} feature {int(bad.nonzero()[0])} is zero, infinite or not a number, "
+        raise DataError(f"{name} feature {int(bad.nonzero()[0])} is zero, infinite, too large or not a number, "
                         "so it has no direction; check the network for divergence")
     return x, length
 
@@ -75,7 +75,7 @@ def check_integers(
     if values.shape != (n,):
         raise DataError(f"{name} have shape {values.shape}; expected ({n},), one for each image")
     if values.size and values.dtype.kind not in "iu":
-        raise DataError(f"{name} are of type {values.dtype}; expected integers")
+        raise DataError(f"{name} are of type {values.dtype}; pass integers, such as int64")
     return values.astype(np.int64)
 
 # %% ../../nbs/evaluation/00_retrieval.ipynb #f0da95a4
@@ -379,6 +379,7 @@ def _evaluate(
     ranks, # CMC ranks, from 1
 ) -> RetrievalScores:
     "Check identities and ranks, compute all scores and average them."
+    ranks = tuple(ranks) if np.iterable(ranks) else (ranks,)
     if not all(isinstance(k, (int, np.integer)) and k >= 1 for k in ranks):
         raise ConfigError(f"ranks are {ranks!r}; expected integers from 1")
     names = ("query pids", "query camids", "gallery pids", "gallery camids")
@@ -407,8 +408,9 @@ def evaluate_distances(
         raise DataError(f"distances have shape {tuple(distances.shape)}; expected (queries, gallery images)")
     def rows(start, stop):
         block = as_float64(distances[start:stop])
-        if not torch.isfinite(block).all():
-            raise DataError(f"distances of queries {start} to {stop - 1} are not all finite; check the features")
+        if not (block.abs() < 1e301).all():                  # queries are kept apart by multiples of the range
+            raise DataError(f"distances of queries {start} to {stop - 1} are not all finite and below 1e301; check the "
+                            "features, or use a smaller number for pairs that come last")
         return block, 0., lambda i, j: block[i, j]
     return _evaluate(rows, (query_pids, query_camids, gallery_pids, gallery_camids), tuple(distances.shape), ranks)
 
