@@ -1,5 +1,5 @@
 """Committed reports are replaced by equal or larger experiments only, and their runs can be read without the store."""
-import json, shutil, sqlite3
+import json, re, shutil, sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from upl_reid.cli import main
 from upl_reid.core import RunError
 from upl_reid.experiments.config import RunConfig
 from upl_reid.experiments.label_analysis import camera_rate, finished_runs, pack_store
-from upl_reid.experiments.records import (archived_runs, ArchivedRun, keep_records, local_folder, merge_rows, noted, pack,
+from upl_reid.experiments.records import (archived_runs, ArchivedRun, keep_records, local_folder, may_replace, merge_rows, noted, pack,
     read_archive, read_setting, record_of, RECORDS, report_folder, ReportSetting, setting_in_text, stored_runs,
     unpack, write_setting)
 from upl_reid.experiments.runs import (features_to_rank, get_run, open_domain, plain_scores, Run, score_retrieval,
@@ -89,11 +89,31 @@ def test_seeds_of_second_networks_do_not_count():
 
 def test_names_of_local_folders_can_be_paths(tmp_path):
     made = setting("paper", [0], ("market1501", "my own"), "1a2b-3c4d", sizes=[10, 20])
-    assert local_folder(tmp_path, made).name == "paper-seeds-0-market1501-my-own-1a2b-3c4d"
+    assert re.fullmatch("paper-seeds-0-market1501-my-own-1a2b-3c4d-[0-9a-f]{8}", local_folder(tmp_path, made).name)
     other = local_folder(tmp_path, made, setting(sizes=[10]))
-    assert other.name == "paper-seeds-0-market1501-my-own-sizes-10-20-1a2b-3c4d"
+    assert re.fullmatch("paper-seeds-0-market1501-my-own-sizes-10-20-1a2b-3c4d-[0-9a-f]{8}", other.name)
     assert len(local_folder(tmp_path, setting(seeds=range(200))).name) <= 120
     assert local_folder(tmp_path, setting(), archived=True).name == "demo-seeds-0-1-2-from-records"
+
+
+def test_two_settings_never_share_a_local_folder(tmp_path):
+    long = [setting(seeds=range(60), data=data) for data in ("d"*8, "e"*8)]
+    signs = [setting(alpha=alpha) for alpha in (-.5, .5)]
+    for pair in (long, signs):
+        names = {local_folder(tmp_path, made, setting(alpha=1), archived) for made in pair for archived in (False, True)}
+        assert len(names) == 4 and all(len(folder.name) <= 120 for folder in names)
+
+
+@pytest.mark.parametrize("one, other", [
+    (setting(), setting(backbone="micro")), (setting(), setting(outside=["mine"])),
+    (setting(dim=32), setting(dim=64)), (setting(backbone="micro"), setting(dim=32))],
+    ids=["network", "plugin", "dim", "fields"])
+def test_a_report_of_another_network_or_with_further_methods_is_another_one(tmp_path, one, other):
+    for first, second in ((one, other), (other, one)):
+        assert may_replace(first, first) and not may_replace(second, first)
+        write_report("t", tmp_path/str(first.extra), "# old", FRAME, made=first)
+        path = write_report("t", tmp_path/str(first.extra), "# new", FRAME, made=second)
+        assert path.parent.parent.name == "local"
 
 
 # ---- the archive

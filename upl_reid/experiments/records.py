@@ -9,7 +9,7 @@ __all__ = ['RECORDS', 'COLUMNS', 'ReportSetting', 'write_setting', 'usual_domain
            'keep_records', 'ArchivedRun', 'archived_config', 'archived_runs', 'stored_runs', 'related_runs', 'noted']
 
 # %% ../../nbs/experiments/25_records.ipynb #d01ce88a
-import json, re, sqlite3, zlib
+import hashlib, json, re, sqlite3, zlib
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields
@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from ..core import ConfigError, project_root, read_rows, RunError, write_atomic
-from .config import FORMAT2_NETWORKS, PRESETS, RunConfig
+from .config import FORMAT2_NETWORKS, NETWORK, PRESETS, RunConfig
 from .runs import Run, run_path, run_paths, waiting_lock
 from .workers import get_runs
 
@@ -33,7 +33,8 @@ class ReportSetting:
     seeds: list                                   # of int, as given to the notebook
     domains: list                                 # names of the source and the targets
     data: str = ""                                # fingerprints of given folders and weights, as in a run's name
-    extra: dict = field(default_factory=dict)     # parameters of this notebook alone, such as repeats
+    extra: dict = field(default_factory=dict)     # parameters of this notebook alone, such as repeats; the network
+                                                  # and methods from outside the package, where they are not the usual
 
 def write_setting(
     path: Path, # NAME.json
@@ -83,11 +84,13 @@ def may_replace(
 
 def changed_extra(
     made: ReportSetting, # of the new report
-    committed: ReportSetting | None, # of the report that is there
-) -> dict: # name -> new value
-    "Parameters of this notebook alone that differ from the committed report's; one that it lacks counts as equal."
-    plain = lambda extra: json.loads(json.dumps(extra))       # a stored setting has lists where a new one has tuples
-    noted = plain(committed.extra) if committed else {}
+    committed: ReportSetting | None, # of the report that is there; None: one with the usual network and methods
+) -> dict: # name -> new value, None for the usual one
+    """Parameters that differ from the committed report's.
+
+    A parameter of this notebook alone that the committed report lacks counts as equal."""
+    plain = lambda extra: dict.fromkeys((*NETWORK, "outside")) | json.loads(json.dumps(extra))  # lists for tuples
+    noted = plain(committed.extra if committed else {})
     return {name: value for name, value in plain(made.extra).items() if noted.get(name, value) != value}
 
 # %% ../../nbs/experiments/25_records.ipynb #f9da43d4
@@ -103,9 +106,11 @@ def local_folder(
     if made is None: return reports/"local"/"unnamed"
     parts = [made.preset, "seeds", *made.seeds]
     if made.domains != usual_domains(made.preset): parts += made.domains
-    for name, value in changed_extra(made, committed).items(): parts += [name, value]
+    for name, value in changed_extra(made, committed).items(): parts += [name, value]*(value is not None)
     parts += [made.data, "from-records"*archived]
-    return reports/"local"/re.sub(r"[^\w.]+", "-", "-".join(filter(None, map(str, parts))))[:120].strip("-")
+    text = "-".join(filter(None, map(str, parts)))
+    name, digest = re.sub(r"[^\w.]+", "-", text)[:111].strip("-"), hashlib.sha256(text.encode()).hexdigest()[:8]
+    return reports/"local"/(name if name == text else f"{name}-{digest}")
 
 def report_folder(
     name: str, # of the report, such as "table4" or "p2lr/table1"

@@ -109,7 +109,8 @@ class TableOrigin(TableSettings):
         configs = [RunConfig(self.preset, source, target, "direct", **self.network) for target in domains[1:]]
         named = [path.name for path in run_paths(configs, self.roots, self.store).values()]
         data = "-".join(dict.fromkeys(filter(None, (name.partition("-")[2] for name in named))))
-        return ReportSetting(self.preset, self.seeds, domains, data, {**self.extra, **self.network})
+        outside = dict(outside=sorted(outside_rows())) if outside_rows() else {}
+        return ReportSetting(self.preset, self.seeds, domains, data, {**self.extra, **self.network, **outside})
 
 # %% ../../nbs/experiments/30_tables.ipynb #f676d5db
 class TableRuns(TableOrigin):
@@ -438,9 +439,11 @@ def set_in_words(
 def budget_in_words(
     preset: str, # of `PRESETS`
     targets: Iterable = (), # of the table
+    network: dict | None = None, # field -> value, instead of the preset's
 ) -> str:
     "What every trained row of a table shares."
     p, b = PRESETS[preset], PRESETS[preset].adapt
+    n = RunConfig(preset, "source", **(network or {}))
     several = lambda number, word: f"{number} {word}" + "s"*(number != 1)
     def length(b):
         steps = f"{b.steps} steps" if b.steps else "as many steps as show each training image once"
@@ -448,8 +451,8 @@ def budget_in_words(
     longer = "".join(f" (on {name} {length(other)})" for name, other in p.longer.items() if name in targets)
     return " ".join(filter(None, [
         f"Every trained row has the same budget (preset {preset}).", set_in_words(p, targets),
-        f"It starts from the model of its seed: backbone {p.backbone}, {p.dim} dimensions,",
-        f"images of {p.size[0]} x {p.size[1]} pixels,",
+        f"It starts from the model of its seed: backbone {n.backbone}, {n.dim} dimensions,",
+        f"images of {n.size[0]} x {n.size[1]} pixels,",
         f"pretrained on the source for {several(p.pretrain.epochs, 'epoch')}.",
         f"Then come {length(b)}{longer},",
         f"new labels every {several(b.cluster_every, 'epoch')},",
@@ -695,7 +698,9 @@ def provenance_table(
     sessions = [e for r in runs for e in r.environments] or [describe_environment(pick_device("cpu"))]
     seeds = sorted({r.config.seed for r in runs})
     memory = f"{max((r.metrics['peak_memory'] for r in runs), default=0):.2f} GiB in the largest process"
+    network = {", ".join(f"{k} {v}" for k, v in r.config.own_network.items()) for r in runs} - {""}
     rows = {"preset": ", ".join(sorted({r.config.preset for r in runs} or {preset})),
+            **({"network": "; ".join(sorted(network))} if network else {}),
             "seeds": ", ".join(map(str, seeds)) + " (a single run a cell)"*(len(seeds) == 1),
             **session_rows(sessions), "time": time_in_words(runs, seconds), "peak memory": memory,
             "runs": ", ".join(r.id for r in runs) or "none: nothing was trained for this report"}
