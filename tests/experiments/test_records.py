@@ -10,9 +10,9 @@ from upl_reid.cli import main
 from upl_reid.core import RunError
 from upl_reid.experiments.config import RunConfig
 from upl_reid.experiments.label_analysis import camera_rate, finished_runs, pack_store
-from upl_reid.experiments.records import (archived_runs, ArchivedRun, keep_records, local_folder, may_replace, merge_rows, noted, pack,
-    read_archive, read_setting, record_of, RECORDS, report_folder, ReportSetting, setting_in_text, stored_runs,
-    unpack, write_setting)
+from upl_reid.experiments.records import (archived_runs, ArchivedRun, keep_records, local_folder, may_replace, merge_rows, noted,
+    pack, read_archive, read_setting, record_of, RECORDS, report_folder, ReportSetting, setting_in_text,
+    stored_runs, unpack, write_setting)
 from upl_reid.experiments.runs import (features_to_rank, get_run, open_domain, plain_scores, Run, score_retrieval,
     WAYS_TO_RANK)
 from upl_reid.experiments.tables import (add_differences, open_table, provenance_table, rank_again,
@@ -100,7 +100,7 @@ def test_two_settings_never_share_a_local_folder(tmp_path):
     long = [setting(seeds=range(60), data=data) for data in ("d"*8, "e"*8)]
     signs = [setting(alpha=alpha) for alpha in (-.5, .5)]
     for pair in (long, signs):
-        names = {local_folder(tmp_path, made, setting(alpha=1), archived) for made in pair for archived in (False, True)}
+        names = {local_folder(tmp_path, made, setting(alpha=1), kept) for made in pair for kept in (False, True)}
         assert len(names) == 4 and all(len(folder.name) <= 120 for folder in names)
 
 
@@ -347,7 +347,7 @@ def test_records_and_notes_are_of_the_last_training(tmp_path):
     assert pack_store(tmp_path)["records"] == 2
     shutil.rmtree(pretrained.path)
     again = finished(tmp_path, "pretrain", target="")
-    assert pack_store(tmp_path)["records"] == 2                                        # `records`, after it was trained anew
+    assert pack_store(tmp_path)["records"] == 2                                        # after it was trained anew
     assert unpack(read_archive(tmp_path/RECORDS)[again.id]["metrics"])["mAP"] == again.metrics["mAP"]
 
 

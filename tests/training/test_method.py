@@ -93,7 +93,8 @@ def test_the_identifier_hashes_the_declared_default_and_what_is_given_against_th
     assert config.arguments["momentum"] == PRESETS["tiny"].momentum != .99
     given = RunConfig("tiny", "plaza", "campus", "dbscan", dict(momentum=.99))       # the default, against the preset's
     assert given.arguments["momentum"] == .99 and given.id != config.id
-    names = {RunConfig("paper-cgc", "", "market1501", "cgc", args).id for args in ({}, dict(threshold=0.), dict(eps=.5))}
+    given = {}, dict(threshold=0.), dict(eps=.5)
+    names = {RunConfig("paper-cgc", "", "market1501", "cgc", args).id for args in given}
     assert len(names) == 3
     same = RunConfig("demo", "plaza", "campus", "dbscan", dict(momentum=.99))        # here the preset's is the default
     assert same.id == RunConfig("demo", "plaza", "campus", "dbscan").id
