@@ -2,12 +2,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from upl_reid.core import ConfigError
 from upl_reid.experiments.config import PRESETS, RENAMED, RunConfig, stored_names
 from upl_reid.experiments.tables import method_rows
 from upl_reid.methods.upl import UPL
+from upl_reid.training.method import METHODS
 
 # Pretraining, direct transfer, the oracle, MMT and P2LR: written by the flat version of the package (commit c8a1857),
 # before folders and arguments had their present names. The others: since DBSCAN's numbers are chosen from the data.
@@ -58,3 +60,42 @@ def test_an_interval_of_its_own_makes_another_run_and_another_budget():
 def test_an_interval_that_is_no_number_of_epochs_is_named(recluster):
     with pytest.raises(ConfigError, match=f"recluster={recluster!r}.*at least 1"):
         repr(RunConfig("demo", "plaza", "campus", "upl", {"recluster": recluster}).budget)
+
+
+# ---- what may be given
+
+def test_an_argument_that_shares_its_stored_name_counts_too():
+    made = lambda **args: RunConfig("tiny", "plaza", "campus", "varied_light_upl", args).id
+    usual = {k: v for k, v in METHODS["varied_light_upl"].arguments().items() if k in ("share", "max_queue_share")}
+    assert len(usual) == 2 and made() == made(**usual)                            # both are stored as "share"
+    assert len({made(), made(share=.1), made(share=.2), made(max_queue_share=.1)}) == 4
+
+
+def test_numbers_of_numpy_are_numbers():
+    made = RunConfig("tiny", "plaza", seed=np.int64(3), dim=np.int32(32))
+    assert made == RunConfig("tiny", "plaza", seed=3, dim=32) and type(made.seed) is type(made.dim) is int
+
+
+CIRCLE: dict = {}
+CIRCLE["self"] = CIRCLE
+
+@pytest.mark.parametrize("fields", [dict(size=64), dict(size=None), dict(seed=.5), dict(method_args=CIRCLE)],
+                         ids=["number", "none", "seed", "circle"])
+def test_what_is_no_size_seed_or_plain_value_is_named(fields):
+    with pytest.raises(ConfigError): RunConfig("tiny", "plaza", "campus", "dbscan", **fields)
+
+
+def test_a_later_argument_that_is_a_tuple_may_be_given_as_it_is(monkeypatch):
+    class Steps(METHODS["dbscan"]):
+        later_arguments = ("steps",)
+        def __init__(self, encoder, steps=(1, 2), **kwargs): super().__init__(encoder, **kwargs)
+    monkeypatch.setitem(METHODS, "steps", Steps)
+    made = [RunConfig("tiny", "plaza", "campus", "steps", args) for args in ({}, dict(steps=(1, 2)), dict(steps=[1]))]
+    assert made[0].id == made[1].id != made[2].id
+
+
+@pytest.mark.parametrize("text", ['{"preset": "tiny", "wholly": 1, "method": "dbscan", "method_args": {}}', "{}", "[]",
+                                  '{"preset":'], ids=["later", "empty", "list", "cut"])
+def test_a_configuration_that_cannot_be_read_is_named(tmp_path, text):
+    (tmp_path/"config.json").write_text(text)
+    with pytest.raises(ConfigError, match="config.json is no configuration"): RunConfig.read(tmp_path/"config.json")

@@ -10,9 +10,9 @@ from upl_reid.cli import main
 from upl_reid.core import RunError
 from upl_reid.experiments.config import RunConfig
 from upl_reid.experiments.label_analysis import camera_rate, finished_runs, pack_store
-from upl_reid.experiments.records import (archived_runs, ArchivedRun, keep_records, local_folder, may_replace, merge_rows, noted,
-    pack, read_archive, read_setting, record_of, RECORDS, report_folder, ReportSetting, setting_in_text,
-    stored_runs, unpack, write_setting)
+from upl_reid.experiments.records import (archived_runs, ArchivedRun, keep_records, local_folder, may_replace,
+    merge_rows, noted, pack, read_archive, read_setting, record_of, RECORDS, report_folder, ReportSetting,
+    setting_in_text, stored_runs, unpack, write_setting)
 from upl_reid.experiments.runs import (features_to_rank, get_run, open_domain, plain_scores, Run, score_retrieval,
     WAYS_TO_RANK)
 from upl_reid.experiments.tables import (add_differences, open_table, provenance_table, rank_again,

@@ -13,10 +13,11 @@ import pytest
 
 from test_runs import same_result
 from upl_reid.core import ConfigError, RunError
+from upl_reid.data.synthetic import write_domain
 from upl_reid.experiments import config as configuration
 from upl_reid.experiments.config import load_plugins, method_sources, PLUGINS, RunConfig
 from upl_reid.experiments.runs import get_run
-from upl_reid.experiments.workers import get_runs, pack_method, WorkQueue
+from upl_reid.experiments.workers import get_runs, pack_method, send_to_worker, WorkQueue
 from upl_reid.training.method import METHODS, Method, register
 
 ROOT = Path(configuration.__file__).parents[2]
@@ -51,6 +52,23 @@ def test_workers_give_the_same_runs_as_one_process(tmp_path):
     made = get_runs([direct(0), upl], store=tmp_path/"workers", device="cpu", jobs=2, progress=False)
     same_result(made[1], get_run(upl, store=tmp_path/"alone", device="cpu", progress=False))
     assert [r.config for r in made] == [direct(0), upl] and not list((tmp_path/"workers").glob("*.log"))
+
+
+def test_equal_runs_are_done_once_and_folders_may_be_paths(tmp_path):
+    where = dict(train_ids=8, test_ids=4, cameras=3, size=(48, 24))
+    roots = {name: write_domain(name, tmp_path/name, **where) for name in ("plaza", "campus")}
+    same = [direct(0), direct(0, scale=20.), direct(1)]
+    assert same[0] == same[1] != same[2] and all(isinstance(root, Path) for root in roots.values())
+    made = get_runs(same, roots=roots, store=tmp_path/"runs", device="cpu", jobs=2, progress=False)
+    assert made[0] is made[1] and made[2].metrics["mAP"]
+
+
+def test_a_worker_that_is_killed_is_told_from_one_that_fails(tmp_path):
+    log = tmp_path/"log"
+    log.write_text("note: ten crops are small\n")
+    worker = subprocess.Popen(["sh", "-c", "kill -9 $$"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    worker.wait()
+    with pytest.raises(RunError, match=r"ended by signal 9 \(not enough memory"): send_to_worker(worker, log, direct())
 
 
 def test_a_run_waits_for_its_own_pretraining_only():

@@ -141,6 +141,13 @@ def test_an_argument_without_a_default_is_refused(names):
     assert "trial" not in METHODS and register("trial")(Gives) is Gives and Gives.arguments() == dict(depth=2)
 
 
+def test_a_default_that_is_no_plain_value_is_refused(names):
+    class Bends(Method):
+        def __init__(self, encoder, act=torch.relu, **kwargs): super().__init__(encoder, **kwargs)
+    with pytest.raises(ConfigError, match="default of argument 'act' is no plain value"): register("trial")(Bends)
+    assert "trial" not in METHODS
+
+
 @pytest.mark.parametrize("extra, asks", [("pids", "needs_identities"), ("meta", "needs_meta"), ("twin", "needs_twin")])
 def test_what_a_run_supplies_must_be_asked_for(names, extra, asks):
     source = f"def __init__(self, encoder, {extra}, **kwargs): super(Wants, self).__init__(encoder, **kwargs)"

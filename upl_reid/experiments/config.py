@@ -11,7 +11,7 @@ __all__ = ['PRESETS', 'BY_TARGET', 'CONTRAST', 'SOURCES', 'PLUGINS', 'RENAMED', 
            'network_fields', 'RunFields', 'RunArguments', 'RunNetwork', 'RunConfig']
 
 # %% ../../nbs/experiments/00_config.ipynb #30ac62e9
-import functools, hashlib, importlib, importlib.util, inspect, json, os, pkgutil, re, sys, warnings
+import functools, hashlib, importlib, importlib.util, inspect, json, numbers, os, pkgutil, re, sys, warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import entry_points
@@ -309,7 +309,7 @@ def check_fields(
     if (config.method == "pretrain") == bool(config.target):
         rule = "every method but 'pretrain' needs a target, and 'pretrain' has none"
         raise ConfigError(f"method {config.method!r} with target {config.target!r}: {rule}")
-    if isinstance(config.seed, bool) or not isinstance(config.seed, int):
+    if isinstance(config.seed, bool) or not isinstance(config.seed, numbers.Integral):
         raise ConfigError(f"seed={config.seed!r} must be a whole number")
     if not isinstance(config.tracks, bool) or (config.tracks and config.method == "pretrain"):
         raise ConfigError(f"tracks={config.tracks!r} of method {config.method!r}: True or False, and only an "
@@ -325,9 +325,10 @@ def parse_size(
     size: str | Sequence, # (height, width), or text such as 256x128
 ) -> tuple: # (height, width), pixels
     "The size of a network's input. Raises `ConfigError` unless it is two whole numbers from 8 to 2048."
-    parts = re.split(r"[x,]", size) if isinstance(size, str) else list(size)
-    try: out = tuple(int(p) for p in parts if not isinstance(p, float) or p.is_integer())
-    except (TypeError, ValueError): out = ()
+    try:
+        parts = re.split(r"[x,]", size) if isinstance(size, str) else list(size)
+        out = tuple(int(p) for p in parts if not isinstance(p, float) or p.is_integer())
+    except (TypeError, ValueError): parts = out = ()
     if len(parts) == len(out) == 2 and all(8 <= p <= 2048 for p in out): return out
     raise ConfigError(f"size={size!r} is no height and width from 8 to 2048 pixels; write for example 256x128")
 
@@ -348,7 +349,7 @@ def plain_copy(
 ) -> dict: # the same in JSON's types; the caller's dict can change
     "A copy of a method's arguments. Raises `ConfigError` for values that JSON cannot hold."
     try: return json.loads(json.dumps(arguments))
-    except TypeError as e: raise ConfigError(f"method_args must be plain values: {e}") from None
+    except (TypeError, ValueError) as e: raise ConfigError(f"method_args must be plain values: {e}") from None
 
 # %% ../../nbs/experiments/00_config.ipynb #part735e
 def network_fields(
@@ -358,12 +359,12 @@ def network_fields(
     preset, dim = PRESETS[config.preset], config.dim
     if not isinstance(config.backbone, str) or not isinstance(config.pooling, str):
         raise ConfigError(f"backbone={config.backbone!r} and pooling={config.pooling!r} must be text")
-    if isinstance(dim, bool) or not isinstance(dim, int) or (dim and not 2 <= dim <= 16_384):
+    if isinstance(dim, bool) or not isinstance(dim, numbers.Integral) or (dim and not 2 <= dim <= 16_384):
         raise ConfigError(f"dim={dim!r} must be a whole number from 2 to 16,384")
     if config.pooling and config.pooling not in POOLINGS:
         raise ConfigError(f"pooling={config.pooling!r}: choose {' or '.join(POOLINGS)}")
-    size = parse_size(config.size) if len(config.size) else tuple(preset.size)
-    return dict(backbone=config.backbone or preset.backbone, size=size, dim=dim or preset.dim,
+    size = tuple(preset.size) if config.size in ((), "") else parse_size(config.size)
+    return dict(backbone=config.backbone or preset.backbone, size=size, dim=int(dim) or preset.dim,
                 pooling=config.pooling or preset.pooling)
 
 # %% ../../nbs/experiments/00_config.ipynb #5638488d
@@ -384,7 +385,7 @@ class RunFields:
 
     def __post_init__(self):
         check_fields(self)
-        found = network_fields(self) | dict(method_args=plain_copy(self.method_args))
+        found = network_fields(self) | dict(method_args=plain_copy(self.method_args), seed=int(self.seed))
         for name, value in found.items(): object.__setattr__(self, name, value)
         check_arguments(self.method, self.method_args, self.defaults)
         check_sourceless(self)
@@ -425,6 +426,13 @@ class RunArguments(RunFields):
         return sorted(k for k in self.method_args if k in fixed and whole[k] == default[k] != fixed[k])
 
     @property
+    def unnamed_arguments(self) -> dict:
+        "Arguments whose name in identifiers is that of a later argument too, where they do not have their default."
+        found = self.hashed_arguments
+        last = {RENAMED.get(k, k): k for k in found}.values()
+        return {k: v for k, v in found.items() if k not in last and v != self.defaults[k]}
+
+    @property
     def fixed_arguments(self) -> dict:
         "Arguments that the preset sets, and those of a run without a source; what is given takes their place."
         if self.method == "pretrain": return {}
@@ -463,7 +471,8 @@ class RunConfig(RunNetwork):
     def id(self) -> str:
         "Sixteen hexadecimal digits."
         config = {**self.stated, "method_args": self.hashed_arguments}
-        if self.kept_defaults: config["given"] = self.kept_defaults
+        more = dict(given=self.kept_defaults, unnamed=self.unnamed_arguments)
+        config |= {name: what for name, what in more.items() if what}
         return hash_facts(dict(config=config, preset=hashed_preset(self.preset, self.source, self.target)))
 
     @property
@@ -475,8 +484,10 @@ class RunConfig(RunNetwork):
     def read(cls,
         path: Path, # config.json of a run, of this or an earlier version
     ) -> "RunConfig":
-        "The configuration in a run's folder. Raises `ConfigError` for one of a later version."
-        return cls(**present_names(json.loads(Path(path).read_text(encoding="utf-8"))))
+        "The configuration in a run's folder. Raises `ConfigError` for a damaged one, or one of a later version."
+        try: return cls(**present_names(json.loads(Path(path).read_text(encoding="utf-8"))))
+        except (TypeError, KeyError, AttributeError, ValueError) as e:
+            raise ConfigError(f"{path} is no configuration of this version ({e}); remove the run's folder") from e
 
     def __eq__(self, other): return isinstance(other, RunConfig) and self.id == other.id
     def __hash__(self): return hash(self.id)

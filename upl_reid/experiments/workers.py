@@ -88,7 +88,9 @@ def send_to_worker(
     if answer == "done": return
     code = process.wait()
     words = log.read_text().strip().splitlines()
-    raise RunError(f"{config} failed: {words[-1] if words else f'exit code {code}'} (all of it: {log})")
+    why = words[-1] if words else f"exit code {code}"
+    if code < 0: why = f"its process was ended by signal {-code}" + " (not enough memory? try fewer jobs)"*(code == -9)
+    raise RunError(f"{config} failed: {why} (all of it: {log})")
 
 # %% ../../nbs/experiments/20_workers.ipynb #1524a3a5
 @dataclass
@@ -173,12 +175,14 @@ def run_in_workers(
     jobs: int, # processes
     store: Path, # of runs
     progress: bool, # draw bars
-    **task, # device, roots
+    device: str, # where to train
+    roots: dict | None, # domain -> folder, for real data
 ):
     "Do runs in worker processes, `jobs` at a time. Raises `RunError` with the name of a run that fails; its log stays."
     store.mkdir(parents=True, exist_ok=True)
     logs = [store/f"worker-{os.getpid()}-{n}.log" for n in range(min(jobs, len(folders)))]
-    queue = WorkQueue([*folders], folders, anew, dict(task, store=str(store)))
+    places = {name: str(root) for name, root in (roots or {}).items() if root}
+    queue = WorkQueue([*folders], folders, anew, dict(device=str(device), roots=places, store=str(store)))
     with ThreadPoolExecutor(len(logs)) as pool:
         watch_workers(queue, [pool.submit(feed_worker, queue, log) for log in logs], progress)
     for log in logs: # what the workers printed is printed here

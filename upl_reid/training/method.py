@@ -435,13 +435,19 @@ def check_constructor(
     name: str, # of the method, for the message
     cls: type[Method], # its class
 ):
-    """Raises `ConfigError` for a constructor argument without a default.
+    """Raises `ConfigError` for a constructor argument without a default, or with one that JSON cannot hold.
 
     Arguments that a run supplies need none: encoder, and pids, meta or twin where the class asks for them."""
     for argument, parameter in constructor_parameters(cls).items():
         asks = EXTRAS.get(argument)
         supplied = argument in EXTRAS and (asks is None or getattr(cls, asks))
-        if supplied or parameter.default is not parameter.empty: continue
+        if supplied: continue
+        if parameter.default is not parameter.empty:
+            try: json.dumps(parameter.default)
+            except (TypeError, ValueError) as e:
+                raise ConfigError(f"method {name!r}: the default of argument {argument!r} is no plain value ({e}), so "
+                                  "runs could not be named by it; take a number, text, list or dict") from None
+            continue
         remedy = f"set {asks} = True in the class" if asks else "give it a default, which `method_args` can replace"
         raise ConfigError(f"method {name!r}: argument {argument!r} of {cls.__qualname__}'s constructor has no "
                           f"default, so no run can make it; {remedy}")
