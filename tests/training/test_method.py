@@ -277,6 +277,25 @@ def test_a_method_with_the_defaults_trains(world):
     assert set(rows[0]) == {"epoch", "lr", "classes", "unused", "seconds", "relabel_seconds", "loss", "ce", "triplet"}
 
 
+# -- ranges ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fields", [
+    dict(steps=-5), dict(steps=0), dict(clip=-1.), dict(clip=0.), dict(erase=3.), dict(lr=-1.), dict(lr=float("nan")),
+    dict(epochs=2.5), dict(epochs=float("nan")), dict(drops=(-1,)), dict(warmup=-1)], ids=str)
+def test_numbers_of_a_budget_out_of_range_are_named(fields):
+    with pytest.raises(ConfigError, match=next(iter(fields))): Budget(**{"epochs": 2, **fields})
+    assert Budget(2, drops=()).drops == ()
+
+
+@pytest.mark.parametrize("hard, weight, says", [
+    ([0, -5], [1., 1.], "from -5 on"), ([0, 1], [1., float("nan")], "a weight is a number"),
+    ([0, 1], [1., -1.], "a weight is a number"), ([], [], "of no images")], ids=["class", "nan", "negative", "none"])
+def test_labels_and_weights_that_mean_nothing_are_named(hard, weight, says):
+    parts = torch.tensor(hard, dtype=torch.int64), None, torch.tensor(weight), torch.eye(2)
+    with pytest.raises(DataError, match=says): PseudoLabels(*parts)
+
+
 # -- random numbers ----------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ __all__ = ['EXTRAS', 'METHODS', 'check_label_part', 'PseudoLabels', 'Batch', 'Bu
            'check_constructor', 'register']
 
 # %% ../../nbs/training/00_method.ipynb #a5bdd7ad
-import functools, inspect, json
+import functools, inspect, json, math, numbers
 from dataclasses import dataclass, replace
 from typing import Any, Callable
 
@@ -55,7 +55,12 @@ class PseudoLabels:
     def __post_init__(self):
         for name, shape in dict(hard="(N,)", soft="(N, K)", weight="(N,)", centroids="(K, d)").items():
             if name != "soft" or self.soft is not None: check_label_part(name, getattr(self, name), shape)
-        n, k, top = len(self.hard), len(self.centroids), int(self.hard.max())
+        n, k = len(self.hard), len(self.centroids)
+        if not n: raise DataError("pseudo-labels of no images; give images to label")
+        low, top = int(self.hard.min()), int(self.hard.max())
+        if low < -1 or not bool((self.weight >= 0).all()):
+            raise DataError(f"labels from {low} on with weights from {float(self.weight.min()):g} on: -1 marks an "
+                            "image that is not used, and a weight is a number from 0 to 1")
         if len(self.weight) != n or (self.soft is not None and self.soft.shape != (n, k)) or top >= k:
             soft = None if self.soft is None else tuple(self.soft.shape)
             raise DataError(f"pseudo-labels disagree: {n} labels up to {top}, {len(self.weight)} weights, {k} "
@@ -117,9 +122,18 @@ class Budget:
 def check_budget(
     budget: Budget, # to check
 ):
-    "Raises `ConfigError` for counts below 1, and for batches without a pair of images or of identities."
-    for name in ("epochs", "identities", "images", "periods", "cluster_every"):
-        if getattr(budget, name) < 1: raise ConfigError(f"{name}={getattr(budget, name)} must be at least 1")
+    "Raises `ConfigError` for numbers out of range, and for batches without a pair of images or of identities."
+    for name in ("epochs", "steps", "identities", "images", "periods", "cluster_every"):
+        value = getattr(budget, name)
+        if (name, value) == ("steps", None): continue
+        if not isinstance(value, numbers.Integral) or value < 1:
+            raise ConfigError(f"{name}={value} must be at least 1 and a whole number")
+    for name in ("lr", "weight_decay", "stem_lr_factor", "warmup", "clip", "erase"):
+        value = getattr(budget, name)
+        if not 0 <= value < math.inf: raise ConfigError(f"{name}={value} must be 0 or more")
+    if not budget.clip or budget.erase > 1 or min(budget.drops or (0,)) < 0:
+        raise ConfigError(f"clip={budget.clip}, erase={budget.erase}, drops={budget.drops}: a clip above 0, a share of "
+                          "images up to 1, and epochs from 0 on")
     if budget.images < 2 or budget.identities < 2:
         raise ConfigError(f"batches of {budget.identities} x {budget.images} hold no pairs; use at least 2 x 2")
     if not 0 < budget.warmup_to <= 1 or budget.warmup_to < 1 and budget.drops is None:
