@@ -200,6 +200,7 @@ def test_a_correlation_is_judged_by_ranks_and_names_the_row_that_moves_it_most(t
     assert found.verdict == FAILED
     without = [abs(np.corrcoef(np.delete(x, i), np.delete(y, i))[0, 1] - r) for i in range(7)]
     assert most_influential(np.column_stack([x, y]))[0] == int(np.argmax(without)) == 6
+    with pytest.raises(DataError, match="needs five or more"): most_influential(np.column_stack([x, y])[:4])
 
 
 def test_statements_of_one_claim_are_judged_together():

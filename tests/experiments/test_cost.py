@@ -1,6 +1,7 @@
 """Cost: arithmetic counted against loops, memory against torch's profiler and by hand, turns in order,
 overheads against the definition."""
 import gc, json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,9 +17,11 @@ from upl_reid.experiments.cost import (
     Bench, Reads, Watch, make_benches, count_cost, count_flops, in_turns, kept_bytes, measure_rows, measured_overheads,
     overhead_in_words, row_overheads, peak_bytes, per_epoch, stored_measurements)
 from upl_reid.data.image_bank import normalise_images
+from upl_reid.experiments.config import PRESETS
 from upl_reid.experiments.published import TABLE7, TEXT7
 from upl_reid.experiments.runs import limit_threads
 from upl_reid.components.srmo import loss_slopes
+from upl_reid.training.method import Budget
 
 CPU = torch.device("cpu")
 
@@ -268,6 +271,14 @@ def test_all_rows_start_from_the_same_model_on_the_same_images(ready):
     first = ready["dbscan"]
     for b in ready.values():
         assert b.bank is first.bank and torch.equal(b.features, first.features)
+
+
+def test_a_bench_has_the_network_and_the_budget_of_the_run(tmp_path, monkeypatch):
+    longer = replace(PRESETS["tiny"], longer=dict(campus=Budget(2, steps=7, identities=8)))
+    monkeypatch.setitem(PRESETS, "tiny", longer)
+    where = CPU, None, tmp_path, dict(dim=32, size="40x20")
+    bench = make_benches({"row": ("direct", {})}, "tiny", "plaza", "campus", 0, *where)["row"]
+    assert bench.steps == 7 and bench.bank.size == (40, 20) and bench.features.shape[1] == 32
 
 
 def test_a_block_has_its_share_of_meta_steps(ready):

@@ -238,7 +238,10 @@ def pearson_with_interval(
 def most_influential(
     points, # (n, 2) array
 ) -> tuple: # index, (r, low, high)
-    "The point without which Pearson's r changes most, and r with its interval without it."
+    """The point without which Pearson's r changes most, and r with its interval without it.
+
+    Raises `DataError` for fewer than five points: an interval needs four."""
+    if len(points) < 5: raise DataError(f"{len(points)} points: leaving one out needs five or more")
     every = pearson_with_interval(*points.T)[0]
     rest = [pearson_with_interval(*np.delete(points, i, axis=0).T) for i in range(len(points))]
     i = int(np.argmax([abs(r - every) for r, *_ in rest]))
@@ -323,6 +326,7 @@ def judge_level(
 ) -> Finding:
     "Rule 6: the level of a figure."
     groups = {key[1:]: group for key, group in runs.items() if key[0] == row}
+    if not groups: raise DataError(f"no run of row {row!r}, whose {name} is judged")
     values = {d: float(np.mean([read(r) for r in group])) for d, group in groups.items()}
     numbers = [measured_value(f"{name}, {row}", d, value, [groups[d]]) for d, value in values.items()]
     text = join_directions({d: f"{name} {value:.{digits}f}" for d, value in values.items()}, numbers)

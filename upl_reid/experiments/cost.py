@@ -30,8 +30,8 @@ from ..core import ConfigError, DataError, seeded_torch, to_numpy, write_atomic
 from ..data.benchmarks import split_identities
 from ..data.image_bank import make_augmenter, ImageBank, plan_batches
 from .config import PRESETS, RunConfig
-from .runs import describe_environment, make_method, open_domain, limit_threads, store_root
-from .runs import Workplace
+from .runs import describe_environment, labelled_images, limit_threads, make_method, open_domain
+from .runs import store_root, Workplace
 from ..training.loop import embed_bank, run_epoch, make_round_optimiser
 from ..training.method import Budget, Method
 
@@ -241,16 +241,19 @@ def make_benches(
     device: torch.device, # where to train
     roots: dict | None = None, # domain -> folder, for real data
     store: Path | None = None, # of runs; the pretraining is loaded from there, or trained
+    network: dict | None = None, # field -> value, instead of the preset's
 ) -> dict: # row -> Bench
     "A bench for each row, all around the same pretrained encoder and on the same images."
     domains = {name: open_domain(name, preset, roots, store) for name in (source, target)}
-    _, held = split_identities(domains[source].train, PRESETS[preset].held, seed)
-    train = domains[target].train
-    bank = ImageBank(train.paths, PRESETS[preset].size, device)
+    _, held = split_identities(labelled_images(domains[source]), PRESETS[preset].held, seed)
+    config_of = lambda name, args: RunConfig(preset, source, target, name, args, seed, **(network or {}))
+    train, size = domains[target].train, config_of("direct", {}).size
+    bank = ImageBank(train.paths, size, device)
     def make(name, arguments):
-        config = RunConfig(preset, source, target, name, arguments, seed)
+        config = config_of(name, arguments)
         return make_method(config, held, domains[target], Workplace(device, roots, store or store_root(), False))
-    return {row: Bench(make(*what), bank, train.camids, PRESETS[preset].adapt) for row, what in rows.items()}
+    budget = PRESETS[preset].budget(target)
+    return {row: Bench(make(*what), bank, train.camids, budget) for row, what in rows.items()}
 
 # %% ../../nbs/experiments/70_cost.ipynb #77d9af16
 def stored_bytes(
