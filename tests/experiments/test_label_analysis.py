@@ -18,12 +18,13 @@ from upl_reid.data.image_bank import plan_batches
 from upl_reid.data.splits import Domain, Split
 from upl_reid.experiments.label_analysis import (
     FEWEST, QUALITY, choose_queries, correlation_table, correlation_in_words, entropy_scores,
-    finished_runs, label_agreement, label_facts, most_seen, normalised_entropy, pack_store, partner_shares,
+    finished_in, finished_runs, label_agreement, label_facts, most_seen, normalised_entropy, pack_store, partner_shares,
     preview_figure, quality_frame, quality_table, relabel_round, shown_rounds, spaced_rounds, top_matches,
     true_label_scores)
 from upl_reid.methods.upl import mixture_labels, two_stage_clusters
 from upl_reid.evaluation.retrieval import evaluate_retrieval
-from upl_reid.experiments.records import archived_runs, RECORDS
+from upl_reid.experiments.records import (archived_config, archived_runs, ArchivedRun, merge_rows, read_archive,
+    record_of, RECORDS)
 from upl_reid.experiments.runs import get_run, open_domain, Run
 from upl_reid.experiments.config import RunConfig
 from upl_reid.training.method import Budget, PseudoLabels
@@ -39,7 +40,7 @@ def put(store, method="upl", mark="", name=None, rounds=(), mAP=.5, config=None,
     made = RunConfig(**{**dict(preset="tiny", source="plaza", target=target, method=method), **kwargs})
     folder = store/((name or made.id) + mark)
     folder.mkdir(parents=True)
-    (folder/"config.json").write_text(json.dumps(config or vars(made)))
+    (folder/"config.json").write_text(json.dumps(config or made.stated))
     (folder/"metrics.json").write_text(json.dumps(dict(mAP=mAP, rounds=list(rounds))))
     return Run(made, folder)
 
@@ -104,12 +105,42 @@ def test_finished_runs_of_real_data_need_the_same_fingerprint(tmp_path):
     assert {r.id for r in finished_runs([mine, other])[0]} == {mine.id, other.id}
 
 
+def test_finished_runs_are_of_the_same_network(tmp_path):
+    rounds = [dict(epoch=1, silhouette=.1)]
+    mine, other = put(tmp_path, rounds=rounds), put(tmp_path, dim=32, rounds=rounds)
+    assert [[r.id for r in finished_runs([r])[0]] for r in (mine, other)] == [[mine.id], [other.id]]
+    assert quality_frame([mine, other])["configuration"].tolist() == ["upl", 'upl {"dim": 32}']
+    for run in (mine, other):
+        (run.path/"history.jsonl").write_text("")
+        (run.path/"environment.json").write_text("[]")
+    merge_rows(tmp_path/RECORDS, map(record_of, (mine, other)))
+    rows = read_archive(tmp_path/RECORDS)
+    assert archived_config(rows[other.id]) == other.config and archived_config(rows[mine.id]) == mine.config
+    archived, = [ArchivedRun(other.config, tmp_path/RECORDS, rows[other.id])]
+    assert [r.id for r in finished_runs([archived])[0]] == [other.id]
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.json"])
+@pytest.mark.parametrize("text", ['{"preset":', "[]"], ids=["cut", "list"])
+def test_one_damaged_folder_is_told_and_stops_nothing(tmp_path, name, text):
+    mine, odd = put(tmp_path), put(tmp_path, "direct")
+    for run in (mine, odd):
+        for more in ("history.jsonl", "environment.json"): (run.path/more).write_text("[]"*(more[0] == "e"))
+    (odd.path/name).write_text(text)
+    assert [r.id for r in finished_runs([mine])[0]] == [mine.id] and finished_runs([mine])[1] == [odd.id]
+    said: list = []
+    assert [r.id for r in finished_in(tmp_path)[0]] == [mine.id] and [*finished_in(tmp_path)[1]] == [odd.id]
+    (mine.path/"metrics.json").write_text("{}")
+    assert pack_store(tmp_path, say=said.append)["left_out"] == [odd.id] and name in said[0]
+    with pytest.raises(ConfigError, match="no run .* the domain 'market'"): pack_store(tmp_path, roots=dict(market=[]))
+
+
 def test_runs_that_the_code_no_longer_names_so_are_told(tmp_path):
     mine = put(tmp_path)
     put(tmp_path, name="f"*16)                                                      # made with other defaults
-    gone = dict(vars(mine.config), method="a_method_that_is_gone")
+    gone = dict(mine.config.stated, method="a_method_that_is_gone")
     put(tmp_path, name="e"*16, config=gone)
-    put(tmp_path, name="d"*16, config=dict(vars(mine.config), method_args={"an_argument_that_is_gone": 1}))
+    put(tmp_path, name="d"*16, config=dict(mine.config.stated, method_args={"an_argument_that_is_gone": 1}))
     found, outdated = finished_runs([mine])
     assert [r.id for r in found] == [mine.id] and outdated == ["d"*16, "e"*16, "f"*16]
 

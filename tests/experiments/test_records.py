@@ -135,7 +135,7 @@ def finished(store, method="direct", seed=0, source="plaza", target="campus", rn
     (run.path/"metrics.json").write_text(json.dumps(metrics))
     (run.path/"history.jsonl").write_text("".join(json.dumps(dict(epoch=e, loss=rng.random())) + "\n" for e in (1, 2)))
     (run.path/"environment.json").write_text(json.dumps([ENVIRONMENT]))
-    (run.path/"config.json").write_text(json.dumps(vars(config)))
+    (run.path/"config.json").write_text(json.dumps(config.stated))
     return run
 
 

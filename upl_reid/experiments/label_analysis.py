@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['QUALITY', 'FEWEST', 'quality_measures', 'spaced_rounds', 'quality_table', 'shown_rounds', 'true_label_scores',
-           'named_config', 'run_data', 'runs_in_store', 'runs_in_archive', 'finished_runs', 'quality_frame', 'pearson',
-           'bootstrap_rows', 'check_correlation_input', 'correlation_table', 'correlation_in_words',
-           'normalised_entropy', 'relabel_round', 'entropy_scores', 'label_agreement', 'partner_shares',
-           'effective_share', 'label_facts', 'most_seen', 'check_people', 'choose_queries', 'top_matches',
-           'preview_figure', 'camera_rate', 'finished_in', 'marked_domains', 'target_of', 'add_notes', 'note_run',
-           'pack_store']
+           'named_config', 'run_data', 'stated_in', 'runs_in_store', 'runs_in_archive', 'finished_runs',
+           'quality_frame', 'pearson', 'bootstrap_rows', 'check_correlation_input', 'correlation_table',
+           'correlation_in_words', 'normalised_entropy', 'relabel_round', 'entropy_scores', 'label_agreement',
+           'partner_shares', 'effective_share', 'label_facts', 'most_seen', 'check_people', 'choose_queries',
+           'top_matches', 'preview_figure', 'camera_rate', 'finished_in', 'marked_domains', 'target_of', 'add_notes',
+           'note_run', 'pack_store']
 
 # %% ../../nbs/experiments/50_label_analysis.ipynb #d4218e7b
 import io, json, time
@@ -30,14 +30,14 @@ import torch.nn.functional as F
 # %% ../../nbs/experiments/50_label_analysis.ipynb #86ed2cd3
 from ..components.mixup import choose_among
 from ..components.uncertainty import entropy
-from ..core import ConfigError, DataError, seed_for, to_numpy
+from ..core import ConfigError, DataError, RunError, seed_for, to_numpy
 from ..data.benchmarks import load_domain
 from ..data.image_bank import ImageBank, plan_batches
 from ..data.splits import Domain, Split
 from ..evaluation.calibration import pseudo_label_correct, pseudo_label_ece
 from ..evaluation.clusters import cluster_quality, same_camera_neighbour_rate
 from ..evaluation.retrieval import unit_distances
-from .config import PRESETS, RunConfig
+from .config import NETWORK, PRESETS, RunConfig
 from .records import (archived_config, ArchivedRun, merge_rows, noted, read_archive, record_of,
     pack, RECORDS, same_training, unpack)
 from .runs import domain_fingerprint, open_domain, Run, WAYS_TO_RANK
@@ -113,11 +113,20 @@ def named_config(
     return config if config.id == folder.name.partition("-")[0] else None
 
 def run_data(
-    config: dict, # preset, source, target
+    stated: dict, # `RunConfig.stated`, as a run's folder has it
     name: str, # of the run
 ) -> tuple:
-    "What two runs on the same data have in common: preset, direction and the fingerprints in their names."
-    return config["preset"], config["source"], config["target"], name.partition("-")[2]
+    "What two runs on the same data have in common: preset, direction, network and the fingerprints in their names."
+    own = json.dumps([stated.get(k) for k in NETWORK])
+    return *(stated.get(k) for k in ("preset", "source", "target")), own, name.partition("-")[2]
+
+def stated_in(
+    folder: Path, # of a run
+) -> dict | None: # None: config.json or metrics.json is damaged
+    "What a finished run's folder says of its configuration."
+    try: found = [json.loads((folder/name).read_text(encoding="utf-8")) for name in ("config.json", "metrics.json")]
+    except ValueError: return None
+    return found[0] if all(isinstance(part, dict) for part in found) else None
 
 # %% ../../nbs/experiments/50_label_analysis.ipynb #a01320af
 def runs_in_store(
@@ -128,8 +137,9 @@ def runs_in_store(
     found = {}
     for folder in sorted(store.iterdir()):
         if not ((folder/"metrics.json").exists() and (folder/"config.json").exists()): continue
-        if run_data(json.loads((folder/"config.json").read_text()), folder.name) not in wanted: continue
-        config = named_config(folder)
+        stated = stated_in(folder)
+        if stated is not None and run_data(stated, folder.name) not in wanted: continue
+        config = named_config(folder) if stated is not None else None
         found[folder.name] = Run(config, folder) if config else None
     return found
 
@@ -138,7 +148,8 @@ def runs_in_archive(
     wanted: set, # of `run_data`
 ) -> dict: # name -> ArchivedRun, or None if the present code would not name it like this
     "Archived runs on some data."
-    rows = {name: row for name, row in read_archive(archive).items() if run_data(row, name) in wanted}
+    stated = lambda row: json.loads(row["stated"]) if row["stated"] else row
+    rows = {name: row for name, row in read_archive(archive).items() if run_data(stated(row), name) in wanted}
     configs = {name: archived_config(row) for name, row in rows.items()}
     return {name: ArchivedRun(config, archive, rows[name]) if config else None for name, config in configs.items()}
 
@@ -147,7 +158,7 @@ def finished_runs(
     alike: list, # of Run: preset, directions, data and store are theirs
 ) -> tuple: # list of Run, list of names left out
     "All finished adaptation runs on the same data in the same store or archive, and the names left out."
-    wanted = {run_data(vars(r.config), r.path.name) for r in alike}
+    wanted = {run_data(r.config.stated, r.path.name) for r in alike}
     found: dict = {}
     for place in sorted({(isinstance(r, ArchivedRun), r.path.parent) for r in alike}):
         read = runs_in_archive if place[0] else runs_in_store
@@ -165,7 +176,7 @@ def quality_frame(
         c, m = r.config, r.metrics
         if METHODS[c.method].needs_identities or not m["rounds"]: continue
         name = c.method + (f" {json.dumps(c.method_args, sort_keys=True)}" if c.method_args else "")
-        name += " with tracks"*c.tracks
+        name += f" {json.dumps(c.own_network)}"*bool(c.own_network) + " with tracks"*c.tracks
         about = dict(configuration=name, source=c.source, target=c.target, seed=c.seed, run=r.id, mAP=100*m["mAP"])
         lines.append({**about, **quality_measures(m["rounds"][-1])})
     return pd.DataFrame(lines, columns=["configuration", "source", "target", "seed", "run", "mAP", *QUALITY])
@@ -428,12 +439,15 @@ def camera_rate(
 # %% ../../nbs/experiments/50_label_analysis.ipynb #88a10832
 def finished_in(
     store: Path, # of runs
-) -> tuple: # list of Run, list of names of folders whose configuration cannot be read
+) -> tuple: # list of Run; name of a folder that cannot be read -> why
     "The finished runs of a store, pretraining included."
-    runs, unread = [], []
+    runs, unread = [], {}
     for path in sorted(metrics.parent for metrics in store.glob("*/metrics.json")):
-        try: runs.append(Run(RunConfig.read(path/"config.json"), path))
-        except (ConfigError, OSError): unread.append(path.name)
+        try:
+            run = Run(RunConfig.read(path/"config.json"), path)
+            _ = run.metrics                                          # raises for a damaged file
+            runs.append(run)
+        except (ConfigError, RunError, OSError) as e: unread[path.name] = str(e)
     return runs, unread
 
 
@@ -494,6 +508,10 @@ def pack_store(
     "Write the records of a store's finished runs, and those of other archives, into the store."
     merge_rows(store/RECORDS, [row for path in archives for row in read_archive(path).values()])
     known, (runs, unread) = read_archive(store/RECORDS), finished_in(store)
+    for name, why in unread.items(): say(f"{name} is left out: {why}")
+    names = {name for run in runs for name in (run.config.source, run.config.target)}
+    if strange := sorted(set(roots or {}) - names):
+        raise ConfigError(f"no run in {store} has the domain {strange[0]!r}; they have {', '.join(sorted(names))}")
     marked, without = cache(lambda name, tracks: marked_domains(name, store, (roots or {}).get(name, ()), tracks)), []
     for i, run in enumerate(runs, 1):
         start, new = time.monotonic(), []
@@ -504,4 +522,4 @@ def pack_store(
         elif tested and not unpack(there.get("notes", pack({}))): without.append(run.id)
         if new or not there: merge_rows(store/RECORDS, [record_of(run)])
         if new: say(f"run {i} of {len(runs)}, {run}: {len(new)} values, {time.monotonic() - start:.0f} s")
-    return dict(records=len(read_archive(store/RECORDS)), left_out=unread, without_images=without)
+    return dict(records=len(read_archive(store/RECORDS)), left_out=[*unread], without_images=without)

@@ -21,8 +21,8 @@ import torch
 from torch import nn
 
 from ..core import ConfigError, project_root, read_rows, RunError, write_atomic
-from .config import FORMAT2_NETWORKS, NETWORK, PRESETS, RunConfig
-from .runs import Run, run_path, run_paths, waiting_lock
+from .config import FORMAT2_NETWORKS, NETWORK, present_names, PRESETS, RunConfig
+from .runs import Run, run_paths, waiting_lock
 from .workers import get_runs
 
 # %% ../../nbs/experiments/25_records.ipynb #85f702d8
@@ -145,7 +145,7 @@ def place_in_words(
 
 # %% ../../nbs/experiments/25_records.ipynb #fea2753d
 COLUMNS = ("id", "preset", "source", "target", "method", "method_args", "seed", "mAP",
-           "environments", "history", "metrics", "notes")
+           "environments", "history", "metrics", "notes", "stated") # the last: empty in archives of earlier versions
 
 def pack(
     value, # plain values
@@ -168,7 +168,7 @@ def record_of(
     return dict(id=run.id, preset=c.preset, source=c.source, target=c.target, method=c.method,
                 method_args=json.dumps(c.method_args, sort_keys=True), seed=c.seed, mAP=metrics.get("mAP"),
                 environments=json.dumps(run.environments), history=pack(read_rows(run.path/"history.jsonl")),
-                metrics=pack(metrics), notes=pack(run.__dict__.get("notes", {})))
+                metrics=pack(metrics), notes=pack(run.__dict__.get("notes", {})), stated=json.dumps(c.stated))
 
 # %% ../../nbs/experiments/25_records.ipynb #abd2d64b
 def read_archive(
@@ -177,12 +177,15 @@ def read_archive(
 ) -> dict: # identifier -> dict of columns
     "The rows of an archive whose identifiers begin like this. Raises `RunError` for a file that is no archive."
     if not archive.exists(): return {}
-    query = f"SELECT {', '.join(COLUMNS)} FROM runs WHERE substr(id, 1, ?) = ? ORDER BY id"
+    query = "SELECT * FROM runs WHERE substr(id, 1, ?) = ? ORDER BY id"
     try:
         with closing(sqlite3.connect(f"{archive.resolve().as_uri()}?mode=ro", uri=True)) as base:
-            rows = base.execute(query, (len(start), start)).fetchall()
-    except sqlite3.Error as e: raise RunError(f"cannot read records from {archive} ({e}); restore it from git") from e
-    return {row[0]: dict(zip(COLUMNS, row)) for row in rows}
+            base.row_factory = sqlite3.Row
+            rows = [dict.fromkeys(COLUMNS) | dict(row) for row in base.execute(query, (len(start), start))]
+    except sqlite3.Error as e:
+        remedy = "restore it from git, or remove it if it is in a store: `upl-reid records` writes it anew"
+        raise RunError(f"cannot read records from {archive} ({e}); {remedy}") from e
+    return {row["id"]: row for row in rows}
 
 def build_archive(
     path: Path, # new file
@@ -203,7 +206,7 @@ def shown_runs(
     "The runs that the reports of a folder show, those of the other papers in their own folders included."
     paths = [*reports.glob("*.json"), *reports.glob("*/*.json")]          # those in local/ lie one folder deeper
     stored = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    return {name for setting in stored for name in setting.get("runs", [])}
+    return {name for setting in stored if isinstance(setting, dict) for name in setting.get("runs", [])}
 
 
 # %% ../../nbs/experiments/25_records.ipynb #9f22737b
@@ -279,9 +282,10 @@ def archived_config(
 ) -> RunConfig | None: # None: the present code would not name the run like this
     "The configuration of an archived run, if its identifier is still the one that the configuration gives."
     args, name = json.loads(row["method_args"]), row["id"].partition("-")[0]
-    stated = {k: row[k] for k in ("preset", "source", "target", "method", "seed")}
-    tracks = [False, True] if row["target"] else [False]                # the archive has no column for it
-    try: configs = [RunConfig(**stated, method_args=args, tracks=used) for used in tracks]
+    stated = {k: row[k] for k in ("preset", "source", "target", "method", "seed")} | dict(method_args=args)
+    if row["stated"]: fields = [json.loads(row["stated"])]
+    else: fields = [{**stated, "tracks": used} for used in ([False, True] if row["target"] else [False])]
+    try: configs = [RunConfig(**present_names(given)) for given in fields]
     except ConfigError: return None
     return next((config for config in configs if config.id == name), None)
 
@@ -293,7 +297,8 @@ def archived_runs(
 ) -> list: # of ArchivedRun, in the order of `configs`
     "Runs read from archives; nothing is trained. Raises `RunError` if some are in none of them."
     rows = {name: (path, row) for path in reversed(archives) for name, row in read_archive(path).items()}
-    names = [run_path(c, roots, store).name for c in configs]
+    paths = run_paths(configs, roots, store)
+    names = [paths[c].name for c in configs]
     missing = [c for c, name in zip(configs, names) if name not in rows]
     if missing:
         places = " or ".join(map(shown_path, archives))
@@ -314,7 +319,7 @@ def stored_runs(
     light = [c for c, path in paths.items() if path.name in known and not (path/"metrics.json").exists()]
     found: dict = {c: ArchivedRun(c, store/RECORDS, known[paths[c].name]) for c in light}
     rest = [c for c in paths if c not in found]
-    needed = {"weights", "start", *(name for c in rest for name in (c.source, c.target))}
+    needed = {"weights", "start", "answers", *(name for c in rest for name in (c.source, c.target))}
     given = {name: root for name, root in (roots or {}).items() if name in needed}
     found |= zip(rest, get_runs(rest, device=device, roots=given, store=store))
     return [found[c] for c in configs]

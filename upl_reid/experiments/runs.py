@@ -65,7 +65,7 @@ def check_network(
     networks = PRESETS[preset].networks
     if name in networks: return
     other = f"use {' or '.join(networks)}" if networks else "preset 'demo' or 'gpu' for the embedded benchmark"
-    where = "give its folder (source_root / target_root)"
+    where = "give its folder (source_root or target_root; in a terminal --source-root or --target-root)"
     raise ConfigError(f"preset {preset!r} needs to be told where {name!r} lies: {where}, or {other}")
 
 # %% ../../nbs/experiments/10_runs.ipynb #859fbc35
@@ -254,7 +254,9 @@ class RunFiles:
     @property
     def metrics(self) -> dict:
         "Retrieval scores, cluster quality and cost: the contents of metrics.json."
-        return json.loads((self.path/"metrics.json").read_text())
+        try: return dict(json.loads((self.path/"metrics.json").read_text()).items())
+        except (ValueError, AttributeError) as e:
+            raise RunError(f"{self.path/'metrics.json'} cannot be read ({e}); remove the run's folder") from e
 
     @property
     def history(self) -> pd.DataFrame:
@@ -458,7 +460,7 @@ def label_scores(
 def encoder_seeds(
     config: RunConfig, # of any run
 ) -> list: # one, or two for a method of two networks
-    "Seeds of the encoders that a run starts from; a second network's seed is disjoint from all first-network seeds."
+    "Seeds of the encoders that a run starts from; a second network's seed is the first one's and a thousand."
     twin = config.method != "pretrain" and METHODS[config.method].needs_twin
     return [config.seed, config.seed + 1000][:1 + twin]
 
@@ -993,6 +995,8 @@ def found_run(
 ) -> Run | None: # None if it is not finished
     "A finished run. If its method's code has changed since, one line on standard error says so."
     if not all_true((path/"metrics.json").exists()): return None
+    if process_rank() == 0 and (path/"checkpoint.safetensors").exists() and os.access(path, os.W_OK):
+        (path/"checkpoint.safetensors").unlink(missing_ok=True)     # of a process that was killed at the very end
     say_notice(config, path)
     return Run(config, path)
 
