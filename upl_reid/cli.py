@@ -74,7 +74,7 @@ def has_parquet_facts(
 def check_out(
     path: str | Path, # where a command will write
     suffixes: tuple, # what its name may end with
-    ours: Callable, # whether an existing file is of the same kind and may be replaced
+    ours: Callable | None, # whether an existing file is of the same kind and may be replaced; None: none may
 ) -> Path:
     "An output path that can be written without destroying another file. Raises `ConfigError`, before any work is done."
     out, remedy = core.given_path(path), "choose another name"
@@ -82,8 +82,9 @@ def check_out(
     if out.is_dir() or (out.exists() and not out.is_file()):
         raise core.ConfigError(f"{out} exists and is not a file; {remedy}")
     try:
-        if out.exists() and not ours(out):
-            raise core.ConfigError(f"{out} exists and was not written by this command; {remedy}, or remove it")
+        if out.exists() and not (ours and ours(out)):
+            why = "was not written by this command" if ours else "is not replaced"
+            raise core.ConfigError(f"{out} exists and {why}; {remedy}, or remove it")
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out.parent): pass
     except OSError as e:
@@ -101,7 +102,7 @@ def check(
     a: argparse.Namespace, # parsed arguments
 ) -> tuple: # dict for JSON, text, exit code
     "Look at crops before training."
-    table = check_out(a.table, (".csv",), lambda path: False) if a.table else None
+    table = check_out(a.table, (".csv",), None) if a.table else None
     images = data.list_images(a.root, a.pattern)
     report = data.check_images(images, data.ignored_files(a.root))
     if table and not report["doubt"]: data.write_table(images, table)
@@ -1297,6 +1298,7 @@ def run(
         raise core.ConfigError(f"source and target are both called {a.source!r} and lie in different folders; "
                                "call a labelled folder of your own 'labelled'")
     target = "" if a.method == "pretrain" else a.target
+    if a.start and not target: raise core.ConfigError("pretraining goes on from no model; leave --start out, or adapt")
     preset, network, _ = choose_network(a)
     config = experiments.RunConfig(preset, a.source, target, a.method, seed=a.seed, **network)
     with training.process_group(a.device):
@@ -1329,10 +1331,11 @@ def records(
     missing = [str(path) for path in a.archives if not path.is_file()]
     if missing: raise core.ConfigError(f"no file {missing[0]}; give a records.sqlite that this command wrote elsewhere")
     store = experiments.store_root()
+    if not store.is_dir() and not a.archives: raise core.ConfigError(f"no folder of runs at {store}; set UPL_REID_RUNS")
     facts = experiments.pack_store(store, a.archives, named_folders(a.data), [deployment.note_trust],
                                    lambda line: print(line, file=sys.stderr, flush=True))
     lines = [f"{facts['records']:,} run{'s'*(facts['records'] != 1)} in {store/experiments.RECORDS}"]
-    if facts["left_out"]: lines += [f"left out, since their config.json cannot be read: {', '.join(facts['left_out'])}"]
+    if facts["left_out"]: lines += [f"left out, since they cannot be read: {', '.join(facts['left_out'])}"]
     if facts["without_images"]:
         lines += ["with plain scores only, since their images were not found (say where with --data NAME=FOLDER): "
                   + ", ".join(facts["without_images"])]
@@ -1345,8 +1348,12 @@ def reports(
     "Run the table notebooks and write reports/index.html."
     names = ("preset", "seeds", "device", "source", "source_root", "target", "target_root", "weights",
              *experiments.NETWORK)
-    given = {name: getattr(a, name) for name in names if getattr(a, name) not in (None, "")}
-    parameters = {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in given.items()}
+    parameters = {name: getattr(a, name) for name in names if getattr(a, name) not in (None, "")}
+    several = lambda text: text.split(",") if "," in (a.target or "") else [text]       # a folder for each target
+    place = lambda text: str(core.given_path(text).resolve()) if text else ""
+    for name in {"source_root", "target_root", "weights"} & set(parameters):
+        if parameters[name] != "imagenet": parameters[name] = ",".join(map(place, several(parameters[name])))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), os.getcwd())))
     chosen = () if a.page else experiments.NOTEBOOKS if a.only is None else tuple(a.only.split(","))
     if a.plugins: # the notebooks' kernels load them too
         experiments.load_plugins(a.plugins)
@@ -1440,10 +1447,10 @@ REPORTS = (
     argument("--preset", help=f"{', '.join(PRESET_NAMES)}; the default of the notebooks is demo"),
     argument("--seeds", help="one or more, as in 0,1,2"), argument("--device", help="auto, cpu or cuda"),
     argument("--source", help="name of the first domain, as in market1501"),
-    argument("--source-root", type=as_path, help="its folder; without one: the embedded network"),
-    argument("--target", help="name of the second domain, as in market1501"),
-    argument("--target-root", type=as_path, help="its folder; without one: the embedded network"),
-    argument("--weights", type=as_path, help="file of initial weights"), *NETWORK,
+    argument("--source-root", help="its folder; without one: the embedded network"),
+    argument("--target", help="name of the second domain, as in market1501, and perhaps of further ones after commas"),
+    argument("--target-root", help="its folder, or one for each target; without one: the embedded network"),
+    argument("--weights", help="file of initial weights, or imagenet"), *NETWORK,
     argument("--plugins", default="", help="modules or .py files with methods of your own, separated by commas"),
     argument("--jobs", type=int, default=1, help="notebooks at a time; use more only if the runs are in the store"),
     [argument("--only", help="some notebooks, as in table2,table5; without it: all"),
@@ -1587,6 +1594,7 @@ def main(
     a, shown = make_parser().parse_args(arguments), warnings.formatwarning
     try:
         warnings.formatwarning = warning_line
+        if not {"", os.getcwd()} & set(sys.path): sys.path.append(os.getcwd())     # modules of plugins may lie here
         facts, text, code = a.function(a)
         if text: print_text(json.dumps(to_json_value(facts), allow_nan=False) if a.json else text)
         return code

@@ -1,6 +1,6 @@
 """The page of all reports: findings first, nothing fetched, nothing lost, every link and picture there, right in a real
 browser; and the command that makes it."""
-import base64, concurrent.futures, csv, html, io, json, os, re, shutil, subprocess, threading, time
+import base64, concurrent.futures, csv, html, io, json, os, re, shutil, subprocess, sys, threading, time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,6 +12,8 @@ from PIL import Image
 from upl_reid import cli
 from upl_reid.experiments import report_page
 from upl_reid.core import ConfigError, DataError, RunError
+from upl_reid.experiments.config import PLUGINS
+from upl_reid.training.method import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -410,8 +412,9 @@ def test_command_runs_notebooks_with_parameters_and_writes_the_page(bench, capsy
     assert text.index('id="table2"') < text.index('id="table5"') and text.count("preset tiny, seeds 0,1,2") == 2
     files = sorted(path.name for path in (bench/"reports").iterdir())
     assert files == ["index.html", "table2.ipynb", "table2.md", "table5.ipynb", "table5.md"]
-    said = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
-    assert said == ["table5", "table2", "reports/index.html"]
+    out, err = capsys.readouterr()
+    assert [line.split(":")[0] for line in err.splitlines()][-2:] == ["table5", "table2"]
+    assert [line.split(":")[0] for line in out.splitlines()] == ["reports/index.html"]
 
 
 def test_a_notebook_that_fails_is_named_and_leaves_the_page(bench, capsys):
@@ -440,7 +443,7 @@ def test_page_alone_runs_no_notebook(bench, monkeypatch):
 
 
 def test_every_notebook_gets_the_same_parameters(bench, monkeypatch):
-    asked = []
+    asked: list = []
     monkeypatch.setattr(report_page, "check_notebooks", lambda names, root, parameters: None)
     for name in report_page.NOTEBOOKS: notebook(bench/"nbs"/f"{name}.ipynb")
     execute = lambda source, out, parameters, **k: asked.append((source.stem, out.name, parameters, k["cwd"]))
@@ -452,6 +455,34 @@ def test_every_notebook_gets_the_same_parameters(bench, monkeypatch):
     expected = dict(preset="paper", source="market1501", source_root=str(bench/"data"),
                     weights=str(bench/"w.safetensors"))
     assert asked == [(name, f"{name}.ipynb", expected, bench) for name in report_page.NOTEBOOKS]
+
+
+@pytest.mark.parametrize("arguments, name, value", [
+    (["--weights", "imagenet"], "weights", "imagenet"), (["--weights", "w.pth"], "weights", "{0}/w.pth"),
+    (["--target", "campus,b", "--target-root", ",data/b"], "target_root", ",{0}/data/b"),
+    (["--target", "a,b", "--target-root", "data/a,data/b"], "target_root", "{0}/data/a,{0}/data/b"),
+    (["--target", "a", "--target-root", "data/a,b"], "target_root", "{0}/data/a,b")],
+    ids=["imagenet", "weights", "embedded", "two", "comma"])
+def test_places_are_those_of_the_current_folder(bench, monkeypatch, arguments, name, value):
+    asked = {}
+    monkeypatch.setattr(cli.experiments, "make_reports", lambda names, given, jobs: asked.update(given) or bench)
+    monkeypatch.chdir(bench)
+    assert cli.main(["reports", *arguments, "--only", "table2"]) == 0 and asked[name] == value.format(bench)
+
+
+def test_a_plugin_may_be_a_module_of_the_current_folder(bench, monkeypatch):
+    "Also for the notebooks, whose kernels run in the project's folder."
+    lines = ["from upl_reid.methods.baseline import Direct", "from upl_reid.training.method import register",
+             "register('of_this_folder')(type('Here', (Direct,), dict(__module__=__name__)))"]
+    (bench/"elsewhere").mkdir()
+    (bench/"elsewhere"/"my_folders_method.py").write_text("\n".join(lines))
+    monkeypatch.chdir(bench/"elsewhere")
+    for name in ("PYTHONPATH", "UPL_REID_PLUGINS"): monkeypatch.setenv(name, os.environ.get(name, ""))
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", os.getcwd())])
+    try: assert cli.main(["reports", "--page", "--plugins", "my_folders_method"]) == 1      # there is no report to show
+    finally: known = METHODS.pop("of_this_folder", None), PLUGINS.pop("my_folders_method", None)
+    assert all(known) and os.environ["PYTHONPATH"].split(os.pathsep)[-1] == os.getcwd()
+    assert os.environ["UPL_REID_PLUGINS"] == "my_folders_method"
 
 
 def test_only_and_page_exclude_each_other(bench):

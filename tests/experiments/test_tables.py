@@ -9,10 +9,11 @@ import pandas as pd
 import papermill
 import pytest
 
-from upl_reid.core import ConfigError, RunError
+from upl_reid.core import ConfigError, DataError, RunError
+from upl_reid.data.synthetic import write_domain
 from upl_reid.experiments.tables import (
     check_parameters, coerce_parameter, collect_runs, compare_map, draw_seeds, in_words, to_markdown, open_table,
-    provenance_table, started_from, mean_and_std, write_report)
+    provenance_table, session_rows, started_from, mean_and_std, write_report)
 from upl_reid.experiments.runs import Run, pretraining_configs
 from upl_reid.experiments.config import RunConfig
 
@@ -159,6 +160,31 @@ def test_further_targets():
     assert open_table({**more, "target_root": ",/c"}, set()).roots == {"c": "/c"}
     assert open_table({**GIVEN, "target_root": "/x,y"}, set()).roots == {"b": "/x,y"}
     with pytest.raises(ConfigError, match="1 folders for 2 targets"): open_table({**more, "target_root": "/b"}, set())
+
+
+@pytest.mark.parametrize("given, says", [
+    (dict(seeds="0,0"), "seeds='0,0' has a number twice"), (dict(source="b"), "'b' and target='b' name a domain twice"),
+    (dict(target="b,b"), "name a domain twice"), (dict(target="b, a"), "name a domain twice")],
+    ids=["seeds", "source", "targets", "space"])
+def test_seeds_and_domains_are_given_once(given, says):
+    with pytest.raises(ConfigError, match=says): open_table({**GIVEN, **given}, set())
+    assert open_table({**GIVEN, "target": "b, c"}, set()).directions[2:] == [("a", "c"), ("b", "c")]
+    with pytest.raises(ConfigError, match="inf"): coerce_parameter("n", float("inf"), int)
+
+
+def test_packages_are_those_of_all_sessions():
+    one = dict(commit="a", changed=False, hardware="x", python="3.11")
+    rows = session_rows([{**one, "packages": dict(torch="2.1", timm="1")}, {**one, "packages": dict(torch="2.9")}])
+    assert rows["packages"] == "python 3.11, torch 2.1 and 2.9, timm 1"
+
+
+def test_a_target_without_queries_stops_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setenv("UPL_REID_RUNS", str(tmp_path/"runs"))
+    root = write_domain("campus", tmp_path, train_ids=4, test_ids=2, cameras=2, size=(48, 24))
+    for path in (root/"query").iterdir(): path.unlink()
+    given = dict(preset="tiny", source="plaza", target="campus", target_root=str(root))
+    table = open_table({**GIVEN, **given}, set())
+    with pytest.raises((ConfigError, DataError), match="quer"): table.runs({"row": ("direct", {})})
 
 
 def test_a_report_names_all_its_domains():

@@ -328,7 +328,7 @@ def parse_size(
     try:
         parts = re.split(r"[x,]", size) if isinstance(size, str) else list(size)
         out = tuple(int(p) for p in parts if not isinstance(p, float) or p.is_integer())
-    except (TypeError, ValueError): parts = out = ()
+    except (TypeError, ValueError): parts, out = [], ()
     if len(parts) == len(out) == 2 and all(8 <= p <= 2048 for p in out): return out
     raise ConfigError(f"size={size!r} is no height and width from 8 to 2048 pixels; write for example 256x128")
 

@@ -10,7 +10,7 @@ __all__ = ['TABLES', 'PAPERS', 'NOTEBOOKS', 'TIMED', 'REPORTS', 'MAIN', 'report_
            'make_reports']
 
 # %% ../../nbs/experiments/90_report_page.ipynb #fccf078a
-import base64, csv, html, mimetypes, re, time
+import base64, csv, html, mimetypes, re, sys, time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -308,7 +308,7 @@ def execute_notebook(
         why = f"{e.ename}: {e.evalue}" if isinstance(e, PapermillExecutionError) else str(e)
         remedy = f"see reports/{name}.ipynb, and go on with --only {','.join(left)}"
         raise RunError(f"the notebook {name!r} failed ({why}); {remedy}") from e
-    print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
+    print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
 
 # %% ../../nbs/experiments/90_report_page.ipynb #af58974a
 def make_reports(

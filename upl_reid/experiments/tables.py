@@ -67,9 +67,11 @@ def coerce_parameter(
     if kind == [int]:
         parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
         if not parts: raise ConfigError(f"{name} is empty; give at least one number")
-        return [coerce_parameter(name, part, int) for part in parts]
+        numbers = [coerce_parameter(name, part, int) for part in parts]
+        if len(set(numbers)) < len(numbers): raise ConfigError(f"{name}={value!r} has a number twice; give each once")
+        return numbers
     try: coerced = kind(value)
-    except (TypeError, ValueError): coerced = None
+    except (TypeError, ValueError, OverflowError): coerced = None
     if kind in (int, float): exact = coerced is not None and (isinstance(value, str) or float(coerced) == float(value))
     else: exact = isinstance(value, kind)
     if isinstance(value, bool) != (kind is bool) or not exact:
@@ -122,6 +124,9 @@ class TableRuns(TableOrigin):
         tracks: bool = False, # whether pseudo-labels keep to the target's tracks
     ) -> dict: # (row, source, target) -> list of Run, one a seed
         "All runs of some rows: from the store, resumed or trained; with `records`, from the archive of reports."
+        for t in {t for _, t in directions or self.directions if self.roots.get(t)}:
+            if not len(self.domain(t).query):
+                raise ConfigError(f"{t!r} in {self.roots[t]} has no queries, so a table has nothing to measure on it")
         get: Callable = partial(stored_runs, device=self.device)
         if self.records: get = partial(archived_runs, archives=self.archives)
         return collect_runs(rows, directions or self.directions, seeds or self.seeds, self.preset, get,
@@ -186,8 +191,13 @@ def transfers_of(
     source: str, # first domain
     targets: list, # second domain, and further ones
 ) -> list: # of (source, target)
-    "Both directions between the first two domains, and from both to each further one."
+    """Both directions between the first two domains, and from both to each further one.
+
+    Raises `ConfigError` if two of them have one name."""
     first, *further = targets
+    if len({source, *targets}) <= len(targets):
+        given = f"source={source!r} and target={','.join(targets)!r}"
+        raise ConfigError(f"{given} name a domain twice; give different ones")
     return [(source, first), (first, source), *((start, t) for t in further for start in (source, first))]
 
 def target_roots(
@@ -208,7 +218,7 @@ def table_of(
     extra: dict, # parameters of this notebook alone
 ) -> Table:
     "The table of checked parameters. Under `nbdev_test`: the tiny preset and temporary folders."
-    targets = p["target"].split(",")
+    targets = [name.strip() for name in p["target"].split(",")]
     given = ((p["source"], p["source_root"]), *target_roots(targets, p["target_root"]), ("weights", p["weights"]))
     roots, directions = {name: root for name, root in given if root}, transfers_of(p["source"], targets)
     preset, store, reports, records = p["preset"], store_root(), project_root()/"reports", p.get("records", False)
@@ -681,7 +691,9 @@ def session_rows(
 ) -> dict: # name -> text
     "Commit, hardware and packages of the sessions that trained."
     distinct = lambda key: ", ".join(sorted({str(session[key]) for session in sessions}))
-    packages = [f"python {distinct('python')}", *(f"{k} {v}" for k, v in sessions[-1]["packages"].items())]
+    names = dict.fromkeys(name for session in sessions for name in session["packages"])
+    versions = {k: sorted({s["packages"][k] for s in sessions if k in s["packages"]}) for k in names}
+    packages = [f"python {distinct('python')}", *(f"{k} {' and '.join(v)}" for k, v in versions.items())]
     changed = " (in part with uncommitted changes)"*any(session["changed"] for session in sessions)
     return {"commit": distinct("commit") + changed, "hardware": distinct("hardware"), "packages": ", ".join(packages)}
 
