@@ -991,3 +991,14 @@ class FromCli(Direct): "Direct transfer with another name."
     try: assert main(["reports", "--plugins", str(tmp_path/"cli_plugin.py"), "--only", "table5"]) == 0
     finally: METHODS.pop("from_cli", None)
     assert seen["plugins"].endswith("cli_plugin.py") and "from_cli" in seen["rows"] and seen["parameters"] == {}
+
+
+def test_what_would_be_ignored_is_refused(home, capsys, tmp_path, monkeypatch):
+    assert main(["run", "--method", "pretrain", "--preset", "tiny", "--start", str(home/"model.safetensors")]) == 1
+    assert "pretraining goes on from no model" in capsys.readouterr().err
+    monkeypatch.setenv("UPL_REID_RUNS", str(tmp_path/"mistyped"))
+    assert main(["records"]) == 1 and "no folder of runs" in capsys.readouterr().err
+    assert not (tmp_path/"mistyped").exists()
+    main(["check", str(home/"mine/crops"), "--table", str(tmp_path/"t.csv")])
+    assert (tmp_path/"t.csv").exists() and main(["check", str(home/"mine/crops"), "--table", str(tmp_path/"t.csv")]) == 1
+    assert "t.csv exists and is not replaced" in capsys.readouterr().err

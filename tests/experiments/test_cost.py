@@ -276,9 +276,9 @@ def test_all_rows_start_from_the_same_model_on_the_same_images(ready):
 def test_a_bench_has_the_network_and_the_budget_of_the_run(tmp_path, monkeypatch):
     longer = replace(PRESETS["tiny"], longer=dict(campus=Budget(2, steps=7, identities=8)))
     monkeypatch.setitem(PRESETS, "tiny", longer)
-    where = CPU, None, tmp_path, dict(dim=32, size="40x20")
-    bench = make_benches({"row": ("direct", {})}, "tiny", "plaza", "campus", 0, *where)["row"]
-    assert bench.steps == 7 and bench.bank.size == (40, 20) and bench.features.shape[1] == 32
+    where = CPU, None, tmp_path, dict(dim=32, size="40x24")
+    bench = make_benches({"row": ("dbscan", {})}, "tiny", "plaza", "campus", 0, *where)["row"]
+    assert bench.steps == 7 and bench.bank.size == (40, 24) and bench.features.shape[1] == 32
 
 
 def test_a_block_has_its_share_of_meta_steps(ready):
