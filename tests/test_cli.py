@@ -999,6 +999,6 @@ def test_what_would_be_ignored_is_refused(home, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("UPL_REID_RUNS", str(tmp_path/"mistyped"))
     assert main(["records"]) == 1 and "no folder of runs" in capsys.readouterr().err
     assert not (tmp_path/"mistyped").exists()
-    main(["check", str(home/"mine/crops"), "--table", str(tmp_path/"t.csv")])
-    assert (tmp_path/"t.csv").exists() and main(["check", str(home/"mine/crops"), "--table", str(tmp_path/"t.csv")]) == 1
+    check = ["check", str(home/"mine/crops"), "--table", str(tmp_path/"t.csv")]
+    assert main(check) in (0, 3) and main(check) == 1
     assert "t.csv exists and is not replaced" in capsys.readouterr().err

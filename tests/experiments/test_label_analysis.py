@@ -19,7 +19,7 @@ from upl_reid.data.splits import Domain, Split
 from upl_reid.experiments.label_analysis import (
     FEWEST, QUALITY, choose_queries, correlation_table, correlation_in_words, entropy_scores,
     finished_in, finished_runs, label_agreement, label_facts, most_seen, normalised_entropy, pack_store, partner_shares,
-    preview_figure, quality_frame, quality_table, relabel_round, shown_rounds, spaced_rounds, top_matches,
+    preview_figure, quality_frame, quality_table, relabel_round, shown_rounds, spaced_rounds, target_of, top_matches,
     true_label_scores)
 from upl_reid.methods.upl import mixture_labels, two_stage_clusters
 from upl_reid.evaluation.retrieval import evaluate_retrieval
@@ -133,6 +133,13 @@ def test_one_damaged_folder_is_told_and_stops_nothing(tmp_path, name, text):
     (mine.path/"metrics.json").write_text("{}")
     assert pack_store(tmp_path, say=said.append)["left_out"] == [odd.id] and name in said[0]
     with pytest.raises(ConfigError, match="no run .* the domain 'market'"): pack_store(tmp_path, roots=dict(market=[]))
+
+
+@pytest.mark.parametrize("mark, found", [("", True), ("-start0123abcd", True), ("-answers0123abcd", True),
+                                         ("-0123abcd", False)], ids=["plain", "start", "answers", "folder"])
+def test_a_start_and_answers_are_no_folder_of_images(tmp_path, mark, found):
+    domain = target_of(put(tmp_path, mark=mark), tmp_path, lambda name, tracks: {})
+    assert (domain is not None and domain.name == "campus") == found
 
 
 def test_runs_that_the_code_no_longer_names_so_are_told(tmp_path):

@@ -468,7 +468,7 @@ def target_of(
     marked: Callable[[str, bool], dict], # name, whether tracks count -> `marked_domains`
 ) -> Domain | None: # None: a folder that the run was given is not among the marked ones
     "The domain that a run has adapted to."
-    c, marks = run.config, run.id.split("-")[1:]
+    c, marks = run.config, [m for m in run.id.split("-")[1:] if not m.startswith(("start", "answers"))]
     given = [found[mark] for found in [marked(c.target, c.tracks)] for mark in marks if mark in found] if marks else []
     if given: return given[0]
     unknown = set(marks) - {"imagenet"} - set(marked(c.source, False) if marks and c.source else {})
