@@ -24,7 +24,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "TrackLinks", "find_links", "connect_people", "explain_contradiction", "own_clusters", "AnswerLinks",
         "answer_links", "check_answers"],
     "uncertainty": ["entropy", "check_alpha", "uncertainty_weight", "Mixture", "to_float64", "log_gaussian",
-        "m_step", "check_fit", "fit_mixture", "fit_components", "effective_dimension", "check_mixture",
+        "m_step", "check_mixture", "check_fit", "fit_mixture", "fit_components", "effective_dimension",
         "posterior_scale", "soft_labels", "hard_labels", "centroid_log_probabilities"],
     "mixup": ["sample_lambda", "choose_among", "choose_partners", "mixed_weight", "mix"],
     "memory": ["cross_camera_masks", "check_contrast", "check_temperature", "cross_camera_info_nce", "queue_size",
