@@ -82,12 +82,12 @@ def test_subset_and_withhold_keep_tracks_and_times():
 # ---------------------------------------------------------------- from text
 
 @pytest.mark.parametrize("text, seconds", [
-    ("12", 12), ("-3.5", -3.5), ("0:01", 60), ("23:59:59.5", 86399.5), ("2024-02-29", 1709164800),
+    ("12", 12), ("1e5", 1e5), ("-3.5", -3.5), ("0:01", 60), ("23:59:59.5", 86399.5), ("2024-02-29", 1709164800),
     ("2024-02-29T00:00:01Z", 1709164801), ("2024-02-29T01:00:01+01:00", 1709164801)])
 def test_seconds_of_text(text, seconds): assert seconds_of_text(f" {text} ") == seconds
 
 
-@pytest.mark.parametrize("text", ["", "noon", "１２", "nan", "inf", "1e5", "2024-13-01", "正午", "12,5",
+@pytest.mark.parametrize("text", ["", "noon", "１２", "nan", "inf", "1e999", "2024-13-01", "正午", "12,5",
                                   "9999999-01-01"])
 def test_other_text_is_no_time(text): assert np.isnan(seconds_of_text(text))
 
@@ -108,7 +108,7 @@ def test_a_text_is_one_time_for_training_and_search(text, date):
 def test_numbers_are_times(time): assert moment(time) == (False, 3.)
 
 
-@pytest.mark.parametrize("time", [float("nan"), float("inf"), "1_0", "1e5", "", None, "noon"], ids=repr)
+@pytest.mark.parametrize("time", [float("nan"), float("inf"), "1_0", "1e999", "", None, "noon"], ids=repr)
 def test_what_is_no_moment(time): assert moment(time) is None
 
 

@@ -27,7 +27,7 @@ def moment(
     if clock := CLOCK.fullmatch(text): return False, 3600*int(clock[1]) + 60*int(clock[2]) + float(clock[3] or 0)
     if STAMP.fullmatch(text): text = f"{text[:8]}T{text[8:]}"
     try:
-        if re.fullmatch(r"-?\d+(\.\d*)?", text, re.ASCII): return False, float(text)
+        if re.fullmatch(r"-?\d+(\.\d*)?(e[+-]?\d+)?", text, re.ASCII | re.IGNORECASE): return moment(float(text))
         date = time if isinstance(time, datetime) else datetime.fromisoformat(text)
         return True, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError): return None
