@@ -788,17 +788,14 @@ def check_forget(
 # %% ../nbs/cli.ipynb #f1170022
 def time_notes(
     gallery: "GalleryHome", # with entries of any times
-    limits: dict, # name of an option -> time, or None
+    limits: tuple, # times as given; None: no limit
     done: str, # what the command did not do with an entry whose time cannot be compared
-) -> list: # of sentences
+) -> list: # of sentences: one for dates, one for numbers
     "What is said of entries whose times cannot be compared with a limit."
-    given, notes = {what: limit for what, limit in limits.items() if limit is not None}, []
-    found = [data.moment(time) for time in gallery.rows.time] if given else []
-    for what, limit in given.items():
-        dated = deployment.checked_moment(limit, what)[0]
-        if unknown := sum(m is None or m[0] != dated for m in found):
-            notes.append(f"{count_images(unknown)} without a time that can be compared with {limit}: {done}")
-    return notes
+    kinds = {deployment.checked_moment(limit, "time")[0]: limit for limit in limits if limit is not None}
+    counts = {limit: gallery.count_untimed(limit) for limit in kinds.values()}
+    return [f"{count_images(n)} without a time that can be compared with {limit}: {done}"
+            for limit, n in counts.items() if n]
 
 def forget_notes(
     a: argparse.Namespace, # parsed arguments
@@ -806,7 +803,7 @@ def forget_notes(
     whole: bool, # of `purge`
 ) -> list: # of sentences
     "What a removal could not do."
-    notes = time_notes(gallery, {"--before": a.before}, "not removed")
+    notes = time_notes(gallery, (a.before,), "not removed")
     if not whole: notes.append("the user of this database may not make a checkpoint, so bytes of removed entries stay "
                                "in its files until the server's next one (by default within five minutes)")
     return notes
@@ -903,12 +900,12 @@ def _queries(
 # %% ../nbs/cli.ipynb #8abe4999
 def tracks_to_search(
     roots: list, # folders and tables of crops with tracks
-    pattern: str | None, # of their names
+    pattern: str | None, # of the names in folders
     most: int = 0, # evenly spaced tracks at most; 0: all
 ) -> tuple: # path, camera, track of the pictures; sentences on names that may mislead
     "The pictures of tracks. Raises `DataError` where no picture has a track."
     import pandas as pd
-    listed = [data.list_images(root, pattern) for root in roots]
+    listed = [data.list_images(root, None if core.given_path(root).is_file() else pattern) for root in roots]
     with core.any_names(): images = pd.concat([part[["path", "camid", "track"]] for part in listed], ignore_index=True)
     if not images.track.any():
         where = ", ".join(map(str, roots))
@@ -1047,8 +1044,7 @@ def search(
     text = [] if a.query else [first]
     text += _hits_in_words(asked.names, asked.without, hits) + _write_hits(a, asked, hits)
     bad = [*asked.bad, *(b for b in bad if b not in asked.bad)]
-    limits = {} if deployment.is_postgres(a.gallery) else {"--since": a.since, "--until": a.until} # all rows are read
-    notes = time_notes(gallery, limits, "not searched")
+    notes = time_notes(gallery, (a.since, a.until), "not searched")
     facts = dict(queries=[str(q) for q in asked.paths], hits=hits.to_dict("records"), left_out=bad)
     facts |= (dict(tracks=asked.tracks) if a.tracks else {}) | (dict(notes=notes) if notes else {})
     lines = [*text, *left_out_lines(bad), *(f"note: {note}" for note in notes)]

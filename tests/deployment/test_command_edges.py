@@ -181,8 +181,9 @@ def test_images_that_a_limit_of_time_cannot_judge_are_told(home, saved, crops, c
         assert code == (3 if "notes" in facts else 0)
         return facts.get("notes", [])
     text = "{} images without a time that can be compared with {}"
-    assert notes() == [] and notes("--since", "2026-01-01") == [text.format(4, "2026-01-01")]
-    assert notes("--since", "2026-01-01", "--until", "7") == [text.format(4, "2026-01-01"), text.format(4, "7")]
+    untimed = text + ": not searched"
+    assert notes() == [] and notes("--since", "2026-01-01") == [untimed.format(4, "2026-01-01")]
+    assert notes("--since", "2026-01-01", "--until", "7") == [untimed.format(4, "2026-01-01"), untimed.format(4, "7")]
     assert said(capsys, "forget", home, "--before", "7")[1]["notes"] == [text.format(4, "7") + ": not removed"]
 
 

@@ -69,10 +69,10 @@ def test_index_search_and_forget(home, saved, crops, tmp_path, capsys):
 
 def test_search_tells_which_times_cannot_be_compared(saved, crops, tmp_path, capsys):
     listed = table(tmp_path, crops, **{"04": dict(time="noon"), "05": dict(time="20260531_230000")})
-    code, facts, err = said(capsys, "search", saved, listed, crops/"cam0/03.png", "-k", 20, "--device", "cpu",
-                            "--since", "2026-05-31T09:00")
+    code, facts, _ = said(capsys, "search", saved, listed, crops/"cam0/03.png", "-k", 20, "--device", "cpu",
+                          "--since", "2026-05-31T09:00")
     assert {Path(h["path"]).stem for h in facts["hits"]} == {"05", "10", "11"}       # 09 is of the query's camera
-    assert "note: 1 image without a time that can be compared with 2026-05-31T09:00: not searched" in err
+    assert facts["notes"] == ["1 image without a time that can be compared with 2026-05-31T09:00: not searched"]
 
 
 def test_forget_refuses_what_could_mean_two_things(home, saved, crops, capsys):

@@ -423,6 +423,12 @@ class GalleryFilter(GalleryTable):
         if new: self._moments.append(np.array(new, np.float64))
         return self._moments.values
 
+    def count_untimed(self,
+        limit, # a time, as of `moment`
+    ) -> int:
+        "Number of entries without a time that can be compared with a limit. Raises `ConfigError` if it is no time."
+        return int((self._read_moments()[:, 0] != checked_moment(limit, "limit")[0]).sum())
+
     def _in_time(self, since=None, until=None):
         "A mask of the entries with since <= time < until; an entry without a readable time is not among them."
         limits = [(what, checked_moment(t, what)) for what, t in (("since", since), ("until", until)) if t is not None]

@@ -30,8 +30,9 @@ def group_crops(
     links: TrackLinks | None = None, # what tracks tell; None: not known
 ) -> np.ndarray: # (N,) int64 group of each crop, -1: none
     "Groups of crops by the clustering of adaptation (camera-centred Jaccard distance, DBSCAN); tracks are kept to."
+    from upl_reid.components.clustering import camera_center                # loaded here: a search needs no method
     from upl_reid.components.label_choice import choose_clustering
-    from upl_reid.methods.baseline import global_ways, possible_scales      # loaded here: a search needs no method
+    from upl_reid.methods.baseline import global_ways, possible_scales
     x, cameras = torch.as_tensor(np.asarray(features, np.float32)), torch.as_tensor(np.asarray(camids))
     if len(x) < 2: return np.full(len(x), -1, np.int64)
     scales, given = possible_scales(), [x, cameras]
@@ -39,7 +40,8 @@ def group_crops(
         x, scales = links.means(x), scales[2:] + scales[:2]
         given = links.first(x, cameras)
     if len(given[0]) < 2: return np.zeros(len(x), np.int64)
-    ways = global_ways(scales, center=len(torch.unique(cameras)) > 1, eps=.5)
+    several = len(torch.unique(cameras)) > 1 and int(camera_center(*given).any(1).sum()) > 1
+    ways = global_ways(scales, center=several, eps=.5)
     labels = ways[choose_clustering(ways, given[0], given[1])[0]](*given)
     return np.asarray(labels if links is None else links.link(links.spread(labels), x), np.int64)
 

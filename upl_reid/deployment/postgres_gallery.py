@@ -291,6 +291,13 @@ class PostgresRows(PostgresStored):
     "What is known of the vectors."
     def __len__(self): return self._rows("SELECT count(*) FROM {table}")[0][0]
 
+    def count_untimed(self,
+        limit, # as of `Gallery.count_untimed`
+    ) -> int:
+        "As `Gallery.count_untimed`."
+        text, dated = "SELECT count(*) FROM {table} WHERE dated IS DISTINCT FROM %s", checked_moment(limit, "limit")[0]
+        return self._rows(text, [dated])[0][0]
+
     def __repr__(self): return f"PostgresGallery({len(self):,} vectors of {self.dim} dimensions, {self.where})"
 
     def _column(self, name):
