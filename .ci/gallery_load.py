@@ -10,6 +10,7 @@ import argparse, contextlib, multiprocessing, sys, tempfile, time, warnings
 from pathlib import Path
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from upl_reid.deployment.gallery_homes import open_gallery
@@ -19,6 +20,7 @@ STEP = 20
 
 def opener(address):
     "A function that gives the gallery for one step, to change it or not: a file is opened anew, a database once."
+    torch.set_num_threads(1)                    # a forked process that waits for the parent's threads waits for ever
     if not is_postgres(address): return lambda change: open_gallery(address, change=change)
     gallery = open_gallery(address)
     return lambda change: contextlib.nullcontext(gallery)
