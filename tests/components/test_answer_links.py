@@ -105,3 +105,9 @@ def test_labels_that_break_an_answer_are_refused(labels):
     check_answers([0, 0, -1], links, "good")
     with pytest.raises(RunError, match="method 'bad' do not keep to the answers"): check_answers(labels, links, "bad")
     check_answers(labels, find_links([-1]*3, [0]*3), "without answers")
+
+
+def test_answers_about_a_part_of_the_images_leave_out_tracks_that_are_not_in_it():
+    links = find_links([0, 0, 1, 1, 2, 2], [0]*6, [0, 5, 1, 2, 1, 3])    # each track overlaps both others
+    part = answer_links(links.among(np.arange(2, 6)), [], [])
+    assert part.rejected.tolist() == [[0, 1]] and len(links.apart) == 3

@@ -259,7 +259,8 @@ def answer_links(
         called = names if names is not None else [f"image {i}" for i in range(len(people))]
         raise DataError(explain_contradiction(graph, a, b, called))
     of_track = dict(zip(links.tracks.tolist(), people.tolist()))
-    overlaps = np.array([[of_track[a], of_track[b]] for a, b in links.apart.tolist()], np.int64).reshape(-1, 2)
+    apart = [(a, b) for a, b in links.apart.tolist() if a in of_track and b in of_track]  # some images
+    overlaps = np.array([[of_track[a], of_track[b]] for a, b in apart], np.int64).reshape(-1, 2)
     two = np.concatenate([rejected, overlaps[overlaps[:, 0] != overlaps[:, 1]]])
     return AnswerLinks(links.tracks, links.apart, people, np.unique(people[pairs[same]]), two)
 
