@@ -90,9 +90,10 @@ DEATHS = {
     "checkpoint half written": """
         import os, signal, pathlib, upl_reid.core as r
         save, count = r.save_file, [0]
+        mark = r.part_name(pathlib.Path("checkpoint.safetensors")).name.split(".")[1]
         def dying(tensors, path, metadata):
             save(tensors, path, metadata)
-            if "checkpoint" in str(path):
+            if mark in str(path):
                 count[0] += 1
                 if count[0] == 8:
                     whole = pathlib.Path(path).read_bytes()
