@@ -889,10 +889,10 @@ def _queries(
     embedder: "Embedder", # makes the vectors
 ) -> Asked:
     "The pictures to search for. Without any, six evenly spaced ones of the gallery (its first are often junk)."
-    stride, rows = max(1, len(gallery)//6), gallery.rows
-    some = gallery.positions(0, len(gallery))[stride//2::stride][:6]
+    stride = max(1, len(gallery)//6)
+    some = [] if a.query else gallery.positions(0, len(gallery))[stride//2::stride][:6]
     paths = a.query or list(gallery.entries_at(some).path)
-    known = {} if a.same_camera else dict(zip(rows.path, rows.camera))
+    known = {} if a.same_camera else dict(gallery.rows[["path", "camera"]].itertuples(index=False))
     without = [a.without or own_camera(q, known) for q in paths]
     vectors = embedder.embed(paths) if a.query else gallery.vectors_at(some)         # their files may be gone
     return Asked(paths, list(map(str, paths)), without, vectors, [], [])
@@ -944,7 +944,7 @@ def _tracks_as_queries(
     vectors, place = deployment.track_queries(own.vectors, data.track_numbers(list(rows.camid), list(rows.track)))
     told = [_named_track(rows.iloc[mine], list(rows.path.iloc[mine])) for mine in
             ((place == q).nonzero()[0] for q in range(len(vectors)))]
-    known = {} if a.same_camera else dict(zip(gallery.rows.path, gallery.rows.camera))
+    known = {} if a.same_camera else dict(gallery.rows[["path", "camera"]].itertuples(index=False))
     without = [a.without or next(filter(None, (own_camera(p, known) for p in t["pictures"])), "") for *_, t in told]
     return Asked([t[0] for t in told], [t[1] for t in told], without, vectors, [t[2] for t in told], bad)
 

@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "refinement_budget", "is_outside", "member_source", "class_source", "method_sources", "import_file",
         "load_plugins", "load_entry_points", "load_methods", "stored_names", "hash_facts", "present_names",
         "without_later", "hashed_preset", "check_fields", "parse_size", "check_sourceless", "plain_copy",
-        "network_fields", "RunFields", "RunArguments", "RunNetwork", "RunConfig"],
+        "network_fields", "RunFields", "RunArguments", "NamedArguments", "RunNetwork", "RunConfig"],
     "runs": ["WAYS_TO_RANK", "store_root", "check_network", "open_domain", "labelled_images", "hash_split",
         "domain_fingerprint", "weights_mark", "check_roots", "target_answers", "answer_marks", "run_paths",
         "run_path", "cpu_name", "package_versions", "describe_environment", "RunFiles", "RunRounds", "Run",

@@ -8,7 +8,7 @@ __all__ = ['PRESETS', 'BY_TARGET', 'CONTRAST', 'SOURCES', 'PLUGINS', 'RENAMED', 
            'refinement_budget', 'is_outside', 'member_source', 'class_source', 'method_sources', 'import_file',
            'load_plugins', 'load_entry_points', 'load_methods', 'stored_names', 'hash_facts', 'present_names',
            'without_later', 'hashed_preset', 'check_fields', 'parse_size', 'check_sourceless', 'plain_copy',
-           'network_fields', 'RunFields', 'RunArguments', 'RunNetwork', 'RunConfig']
+           'network_fields', 'RunFields', 'RunArguments', 'NamedArguments', 'RunNetwork', 'RunConfig']
 
 # %% ../../nbs/experiments/00_config.ipynb #30ac62e9
 import functools, hashlib, importlib, importlib.util, inspect, json, numbers, os, pkgutil, re, sys, warnings
@@ -398,7 +398,7 @@ class RunFields:
 
 # %% ../../nbs/experiments/00_config.ipynb #b741fafb
 class RunArguments(RunFields):
-    """The arguments of a run's method: as identifiers hash them, and as they hold.
+    """The arguments of a run's method, as they hold.
 
     Raises `ConfigError` for a value that the method refuses."""
 
@@ -412,6 +412,23 @@ class RunArguments(RunFields):
         whole = lambda k, v: {**self.defaults[k], **v} if isinstance(v, dict) and self.defaults[k] else v
         return {**self.defaults, **{k: whole(k, v) for k, v in self.method_args.items()}}
 
+    @property
+    def fixed_arguments(self) -> dict:
+        "Arguments that the preset sets, and those of a run without a source; what is given takes their place."
+        if self.method == "pretrain": return {}
+        method, preset = METHODS[self.method], PRESETS[self.preset]
+        own = method.preset_arguments(preset.momentum) | preset.arguments_of(self.method, self.target)
+        return own | ({} if self.source else method.without_source)
+
+    @property
+    def arguments(self) -> dict:
+        "The arguments that hold for this run: what was given, else what the preset sets, else the method's default."
+        if self.method == "pretrain": return {}
+        return {**self.whole_arguments, **{k: v for k, v in self.fixed_arguments.items() if k not in self.method_args}}
+
+# %% ../../nbs/experiments/00_config.ipynb #b741fafc
+class NamedArguments(RunArguments):
+    "The arguments of a run's method, as identifiers hash them."
     @property
     def hashed_arguments(self) -> dict:
         "All arguments as identifiers hash them: without later ones that have their default."
@@ -432,22 +449,8 @@ class RunArguments(RunFields):
         last = {RENAMED.get(k, k): k for k in found}.values()
         return {k: v for k, v in found.items() if k not in last and v != self.defaults[k]}
 
-    @property
-    def fixed_arguments(self) -> dict:
-        "Arguments that the preset sets, and those of a run without a source; what is given takes their place."
-        if self.method == "pretrain": return {}
-        method, preset = METHODS[self.method], PRESETS[self.preset]
-        own = method.preset_arguments(preset.momentum) | preset.arguments_of(self.method, self.target)
-        return own | ({} if self.source else method.without_source)
-
-    @property
-    def arguments(self) -> dict:
-        "The arguments that hold for this run: what was given, else what the preset sets, else the method's default."
-        if self.method == "pretrain": return {}
-        return {**self.whole_arguments, **{k: v for k, v in self.fixed_arguments.items() if k not in self.method_args}}
-
 # %% ../../nbs/experiments/00_config.ipynb #930434a0
-class RunNetwork(RunArguments):
+class RunNetwork(NamedArguments):
     "The network of a run: as far as it is the run's own, and as it is stored."
 
     @property
