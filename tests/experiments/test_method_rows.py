@@ -15,7 +15,7 @@ from upl_reid.experiments.tables import (
 from upl_reid.experiments.config import load_methods, PRESETS, RunConfig
 from upl_reid.experiments.runs import Run, open_domain
 from upl_reid.core import write_tensors
-from upl_reid.training.method import Method, METHODS, register
+from upl_reid.training.method import Method, register
 
 
 @pytest.fixture
@@ -25,8 +25,7 @@ def newcomer():
     class Newcomer(Method):
         "Written a minute ago. Raises `DataError` for anything."
         needs_meta = True
-    yield "newcomer"
-    del METHODS["newcomer"]
+    return "newcomer"
 
 
 def test_a_new_method_has_its_row_by_itself(newcomer):

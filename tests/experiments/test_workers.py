@@ -15,10 +15,10 @@ from test_runs import same_result
 from upl_reid.core import ConfigError, RunError
 from upl_reid.data.synthetic import write_domain
 from upl_reid.experiments import config as configuration
-from upl_reid.experiments.config import load_plugins, method_sources, PLUGINS, RunConfig
+from upl_reid.experiments.config import load_plugins, method_sources, RunConfig
 from upl_reid.experiments.runs import get_run
 from upl_reid.experiments.workers import get_runs, pack_method, send_to_worker, WorkQueue
-from upl_reid.training.method import METHODS, Method, register
+from upl_reid.training.method import Method, register
 
 ROOT = Path(configuration.__file__).parents[2]
 PLUGIN = """
@@ -35,11 +35,9 @@ PLUGIN = """
 
 @pytest.fixture
 def plugins():
-    "What a test loads is unloaded afterwards."
-    methods, loaded, modules = dict(METHODS), dict(PLUGINS), set(sys.modules)
+    "The modules of plugins that a test loads are unloaded afterwards."
+    modules = set(sys.modules)
     yield
-    for name in set(METHODS) - set(methods): del METHODS[name]
-    for name in set(PLUGINS) - set(loaded): del PLUGINS[name]
     for name in set(sys.modules) - modules:
         if name.startswith(("plugin_", "my_")): del sys.modules[name]
 
