@@ -62,6 +62,16 @@ def test_real_data_stand_beside_their_own_numbers_only():
     assert paper.published_transfers(paper.P2LR_TABLE1, ours) == [paper.M2D, paper.D2M, paper.M2S, None]
     assert paper.published_transfers(paper.CGC_TABLE1, ours[:2]) == [None, paper.MARKET]
     assert paper.published_transfers(paper.MSPL_TABLE1, [("mine", "yours")]) == [None]
+    assert paper.published_transfers(paper.P2LR_TABLE2, ours[:1] + ours[2:3]) == [None, None]
+
+
+def test_embedded_networks_stand_beside_the_data_sets_that_they_are_like_or_else_in_order():
+    onward = [("plaza", "campus"), ("plaza", "station")]
+    assert paper.published_transfers(paper.P2LR_TABLE1, onward) == [paper.M2D, paper.M2S]
+    assert paper.published_transfers(paper.P2LR_TABLE2, onward) == [paper.D2M, None]
+    assert paper.published_transfers(paper.P2LR_TABLE2, [*onward, ("campus", "plaza")]) == [None, None, paper.D2M]
+    assert paper.published_transfers(paper.MSPL_TABLE1, onward) == [paper.M2D, None]
+    assert paper.published_transfers(paper.CGC_TABLE2, onward) == [paper.MARKET, paper.MSMT]
 
 
 def test_a_published_step_is_the_printed_difference():

@@ -156,6 +156,7 @@ def test_further_targets():
     more = {**GIVEN, "target": "b,c"}
     table = open_table(dict(more), set())
     assert table.directions == [("a", "b"), ("b", "a"), ("a", "c"), ("b", "c")] and table.roots == {}
+    assert table.from_source == [("a", "b"), ("a", "c")]
     assert open_table({**more, "target_root": "/b,/c"}, set()).roots == {"b": "/b", "c": "/c"}
     assert open_table({**more, "target_root": ",/c"}, set()).roots == {"c": "/c"}
     assert open_table({**GIVEN, "target_root": "/x,y"}, set()).roots == {"b": "/x,y"}

@@ -232,13 +232,16 @@ def published_transfers(
     published: dict, # (row, transfer, measure) -> number
     directions: list, # ours, of (source, target)
 ) -> list: # a transfer or None for each direction
-    "The published transfer beside each of ours."
+    """The published transfer beside each of ours: that of the data sets which our networks stand for.
+
+    Embedded networks of which too few have one take the published ones in their order: of systems without a source,
+    and where none has one."""
     printed = list(dict.fromkeys(transfer for _, transfer, _ in published))
     named = [(LIKE.get(s, s), LIKE.get(t, t)) for s, t in directions]
     found = [pair if pair in printed else ("", pair[1]) if ("", pair[1]) in printed else None for pair in named]
     embedded = all(name in LIKE for pair in directions for name in pair if name)
     few = len(set(found) - {None}) < min(len(printed), len(directions))
-    if embedded and few and not printed[0][0]:       # without a source
+    if embedded and few and (not printed[0][0] or not any(found)):
         return [*printed, *[None]*len(directions)][:len(directions)]
     return found
 

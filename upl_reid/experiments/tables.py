@@ -103,7 +103,12 @@ class TableSettings:
 
 # %% ../../nbs/experiments/30_tables.ipynb #part9a4f
 class TableOrigin(TableSettings):
-    "What makes a report comparable with another one."
+    "The transfers of a table, and what makes its report comparable with another one."
+    @property
+    def from_source(self) -> list: # of (source, target)
+        "The directions from the first domain alone, one to each target."
+        return [pair for pair in self.directions if pair[0] == self.directions[0][0]]
+
     @property
     def made(self) -> ReportSetting:
         "What a report of this table is made with."
