@@ -3,6 +3,7 @@ import json, platform
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,9 +12,10 @@ import pytest
 
 from upl_reid.core import ConfigError, DataError, RunError
 from upl_reid.data.synthetic import write_domain
+from upl_reid.experiments import tables
 from upl_reid.experiments.tables import (
     check_parameters, coerce_parameter, collect_runs, compare_map, draw_seeds, in_words, to_markdown, open_table,
-    provenance_table, session_rows, started_from, mean_and_std, write_report)
+    provenance_table, seeds_in_words, session_rows, started_from, mean_and_std, write_report)
 from upl_reid.experiments.runs import Run, pretraining_configs
 from upl_reid.experiments.config import RunConfig
 
@@ -102,6 +104,18 @@ def test_provenance_names_every_run_and_a_single_seed(tmp_path):
     assert "abc" in text and "a machine" in text and "torch 2" in text
     assert "a single run" not in provenance_table([*runs, finished(tmp_path, [.6], 1)], 1.)
     assert provenance_table(runs, 12., "paper") == text                      # runs know their own preset
+
+
+def test_seeds_of_second_networks_are_not_those_of_the_cells(monkeypatch):
+    def run(seed, method="mmt"): return SimpleNamespace(config=SimpleNamespace(seed=seed), id=f"{method}{seed}")
+    second = [run(1000, "pretrain"), run(0, "pretrain")]
+    monkeypatch.setattr(tables, "started_from", lambda runs: second)
+    assert seeds_in_words([run(0)]) == "0 (a single run a cell; second networks: 1000)"
+    second += [run(1001, "pretrain"), run(1, "pretrain")]
+    assert seeds_in_words([run(0), run(1)]) == "0, 1 (second networks: 1000, 1001)"
+    second[:] = [run(0, "pretrain"), run(1, "pretrain")]
+    assert seeds_in_words([run(1), run(0)]) == "0, 1"
+
 
 
 def test_provenance_of_a_report_without_runs_says_where_it_was_made():

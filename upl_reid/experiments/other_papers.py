@@ -7,8 +7,8 @@ __all__ = ['DATA_SETS', 'LIKE', 'M2D', 'D2M', 'M2S', 'D2S', 'MARKET', 'MSMT', 'R
            'INCLR_TABLE1', 'MIXED_UP', 'INCLR_CORRECTED', 'INCLR_TABLE2', 'INCLR_TABLE3', 'CGC_TABLE1', 'CGC_TABLE2',
            'CGC_TABLE3', 'CMC', 'MSPL_TABLE1', 'MSPL_TABLE3', 'MSPL_TABLE4', 'MSPL_TABLE2', 'transfer_in_words',
            'parse_rows', 'published_transfers', 'direction_in_words', 'heading_of', 'without_gaps', 'paper_sheets',
-           'published_step', 'steps_in_words', 'draw_differences', 'on_network', 'residual_network', 'rank_by_each',
-           'inference_runs', 'has_weights']
+           'measured_step', 'published_step', 'steps_table', 'draw_differences', 'on_network', 'residual_network',
+           'rank_by_each', 'inference_runs', 'has_weights']
 
 # %% ../../nbs/experiments/45_other_papers.ipynb #3538005a
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ from ..data.splits import Domain
 from .config import PRESETS
 from .records import noted
 from .runs import plain_scores, Run, score_retrieval
-from upl_reid.experiments.tables import (add_differences, compare_map, Evaluation, in_words, one_direction, Table,
+from upl_reid.experiments.tables import (add_differences, compare_map, Evaluation, one_direction, Table,
     tabulate_runs, to_markdown)
 from ..methods.inclr import inference_rows
 
@@ -288,30 +288,46 @@ def paper_sheets(
             (heading_of((s, t), there), to_markdown(without_gaps(one_direction(text, s, t))))], numbers
 
 # %% ../../nbs/experiments/45_other_papers.ipynb #7846f941
+def measured_step(
+    runs: list | None, # of a row, one a seed
+    others: list | None, # of another row
+) -> str: # such as "**+1.2 (+0.3 to +2.1)**", bold where the interval excludes zero; "-" where runs are missing
+    "The difference in mAP of two rows with its 95 % interval."
+    if not runs or not others: return "-"
+    difference, low, high = compare_map(runs, others)
+    text = f"{difference:+.1f} ({low:+.1f} to {high:+.1f})"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
 def published_step(
     published: dict, # (row, transfer, measure) -> number
     rows: tuple, # two published rows
     transfer: tuple | None, # published transfer
-) -> str: # such as " Published: *+6.5* (Market-1501→DukeMTMC-reID)."; empty where one of both is not printed
+) -> str: # such as "*+6.5*"; "-" where one of both is not printed
     "The difference in mAP of two published rows."
     a, b = (published.get((row, transfer, "mAP")) for row in rows)
-    if transfer is None or a is None or b is None: return ""
-    return f" Published: *{a - b:+.1f}* ({transfer_in_words(transfer)})."
+    return "-" if a is None or b is None else f"*{a - b:+.1f}*"
 
-def steps_in_words(
+# %% ../../nbs/experiments/45_other_papers.ipynb #57ab1e05
+def steps_table(
     runs: dict, # (row, source, target) -> list of Run
     pairs: list, # of (row, other row)
     published: dict, # (row, transfer, measure) -> number
     names: dict, # our row -> published row
-) -> list: # of sentences
-    "Each row minus another one with its interval, in every direction, and the published difference."
-    directions, words = list(dict.fromkeys(key[1:] for key in runs)), []
-    for (s, t), transfer in zip(directions, published_transfers(published, directions)):
-        for row, other in ((a, b) for a, b in pairs if (a, s, t) in runs and (b, s, t) in runs):
-            fact = in_words(row, other, compare_map(runs[row, s, t], runs[other, s, t]), len(runs[row, s, t]))
-            step = published_step(published, (names.get(row, ""), names.get(other, "")), transfer)
-            words.append(f"**{direction_in_words(s, t)}.** {fact[0].upper()}{fact[1:]}{step}")
-    return words
+) -> str: # markdown: a table and what it shows
+    "Pairs of rows: their difference in mAP in every direction, and below it the published one."
+    directions = {direction_in_words(*key[1:]): key[1:] for key in runs}
+    beside = published_transfers(published, list(directions.values()))
+    lines, seeds = [], max(map(len, runs.values()))
+    for row, other in pairs:
+        ours = {d: measured_step(runs.get((row, *pair)), runs.get((other, *pair))) for d, pair in directions.items()}
+        theirs = {d: published_step(published, (names.get(row), names.get(other)), transfer)
+                  for d, transfer in zip(directions, beside)}
+        if set(ours.values()) == {"-"}: continue
+        lines.append({"difference in mAP": f"{row} against {other}", **ours})
+        if set(theirs.values()) != {"-"}: lines.append({"difference in mAP": "*published*", **theirs})
+    over = f"over {seeds} seeds" if seeds > 1 else "of single runs, so another seed may say otherwise"
+    note = f"Differences in mAP with 95 % intervals, {over}. Bold: the interval excludes zero. Italics: as printed."
+    return f"{to_markdown(pd.DataFrame(lines))}\n\n{note}"
 
 # %% ../../nbs/experiments/45_other_papers.ipynb #4700e1a8
 def draw_differences(

@@ -10,8 +10,8 @@ __all__ = ['INTERACTIVE', 'PARAMETERS', 'OPTIONAL', 'MEASURES', 'check_parameter
            'training_inputs', 'setting_name', 'describe_rows', 'rate_in_words', 'set_in_words', 'budget_in_words',
            'Evaluation', 'plain_run', 'rank_again', 'evaluate_again', 'rows_of_direction', 'place_of_full',
            'share_in_words', 'rank_in_words', 'standing_in_words', 'evidence_in_words', 'one_direction', 'both_counts',
-           'images_per_pair', 'explain_total', 'started_from', 'all_runs', 'time_in_words', 'session_rows',
-           'provenance_table', 'write_report', 'to_markdown']
+           'images_per_pair', 'explain_total', 'started_from', 'all_runs', 'time_in_words', 'seeds_in_words',
+           'session_rows', 'provenance_table', 'write_report', 'to_markdown']
 
 # %% ../../nbs/experiments/30_tables.ipynb #cb27accf
 import itertools, tempfile, time
@@ -691,6 +691,15 @@ def time_in_words(
     nothing = ", none trained here" if len(archived) == len(runs) else ""
     return f"{trained}, {count} runs from records ({', '.join(map(shown_path, dict.fromkeys(archived)))}){nothing}"
 
+def seeds_in_words(
+    runs: list, # of Run that a report is made of, perhaps with `Evaluation`s
+) -> str:
+    "The seeds of the runs, and in brackets those of the second networks that some of them trained with."
+    own, every = ({r.config.seed for r in group} for group in (map(plain_run, runs), all_runs(runs)))
+    words = lambda seeds: ", ".join(map(str, sorted(seeds)))
+    notes = ["a single run a cell"]*(len(own) == 1) + [f"second networks: {words(every - own)}"]*(every > own)
+    return words(own) + f" ({'; '.join(notes)})"*bool(notes)
+
 def session_rows(
     sessions: list, # of `describe_environment`
 ) -> dict: # name -> text
@@ -711,15 +720,13 @@ def provenance_table(
     """Preset, seeds, commit, hardware, packages, time, and the identifiers of the runs and of their pretraining.
 
     Without runs: where the notebook itself ran."""
-    runs = all_runs(runs)
+    seeds, runs = seeds_in_words(runs), all_runs(runs)
     sessions = [e for r in runs for e in r.environments] or [describe_environment(pick_device("cpu"))]
-    seeds = sorted({r.config.seed for r in runs})
     memory = f"{max((r.metrics['peak_memory'] for r in runs), default=0):.2f} GiB in the largest process"
     network = {", ".join(f"{k} {v}" for k, v in r.config.own_network.items()) for r in runs} - {""}
     rows = {"preset": ", ".join(sorted({r.config.preset for r in runs} or {preset})),
             **({"network": "; ".join(sorted(network))} if network else {}),
-            "seeds": ", ".join(map(str, seeds)) + " (a single run a cell)"*(len(seeds) == 1),
-            **session_rows(sessions), "time": time_in_words(runs, seconds), "peak memory": memory,
+            "seeds": seeds, **session_rows(sessions), "time": time_in_words(runs, seconds), "peak memory": memory,
             "runs": ", ".join(r.id for r in runs) or "none: nothing was trained for this report"}
     if not runs: rows = {k: v for k, v in rows.items() if k not in ("seeds", "peak memory")}
     return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())])
