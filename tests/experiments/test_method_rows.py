@@ -94,6 +94,14 @@ def test_standing_by_hand(tmp_path, newcomer):
     assert "lie 15.0 mAP. " in words and "hybrid is above upl" in words
 
 
+def test_what_is_built_on_a_further_method_is_no_baseline(tmp_path):
+    value = {"direct": .2, "dbscan": .5, "varied_light": .55, "upl": .6, "varied_light_upl": .65, "oracle": .7}
+    runs = {(m, "plaza", "campus"): [fake(tmp_path, m, np.full(9, v))] for m, v in value.items()}
+    assert place_of_full(runs)[0]["baseline"] == "varied_light"
+    assert place_of_full(runs, beyond=["varied_light"])[0]["baseline"] == "dbscan"
+    assert place_of_full(runs, "varied_light_upl")[0]["baseline"] == "upl"
+
+
 def test_a_model_ranked_in_another_way_is_no_baseline(tmp_path):
     value = {"direct": .2, "dbscan": .5, "upl": .6, "oracle": .7}
     runs = {(m, "plaza", "campus"): [fake(tmp_path, m, np.full(9, v))] for m, v in value.items()}

@@ -117,7 +117,6 @@ def test_seeds_of_second_networks_are_not_those_of_the_cells(monkeypatch):
     assert seeds_in_words([run(1), run(0)]) == "0, 1"
 
 
-
 def test_provenance_of_a_report_without_runs_says_where_it_was_made():
     rows = dict(line.strip("| ").split(" | ", 1) for line in provenance_table([], 7., "demo").splitlines()[2:])
     # no seeds, no memory: there was no training

@@ -537,6 +537,7 @@ def rows_of_direction(
 def place_of_full(
     runs: dict, # (row, source, target) -> list of Run; rows "direct" and "oracle" among them
     full: str = "upl", # row of the full model
+    beyond: Iterable[str] = (), # further methods: what is built on them is no baseline either
 ) -> list: # of dicts, one a direction; mAP in percent
     "The full model's place between direct transfer, the best baseline and the oracle."
     methods, out = load_methods(), []
@@ -545,7 +546,7 @@ def place_of_full(
         mAP = {row: 100*float(np.mean([r.metrics["mAP"] for r in group])) for row, group in here.items()}
         cls = {row: methods[group[0].config.method] for row, group in here.items()}
         free = [row for row in here if not cls[row].needs_identities]
-        family = {c for c in cls[full].__mro__ if c.__module__ == cls[full].__module__}
+        family = {c for m in (cls[full], *map(methods.get, beyond)) for c in m.__mro__ if c.__module__ == m.__module__}
         best = max((row for row in free if not family & set(cls[row].__mro__)), key=mAP.__getitem__)
         out.append(dict(source=s, target=t, full=mAP[full], direct=mAP["direct"], oracle=mAP["oracle"],
                         baseline=best, best=mAP[best], gap=compare_map(here[full], here[best]),
