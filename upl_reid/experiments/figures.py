@@ -254,7 +254,7 @@ def draw_silhouettes(
     for line, d in zip(axes, directions):
         for ax, (row, *_) in zip(line, (key for key in runs if key[1:] == d)):
             for epoch, each in found[row, *d].items():
-                ax.stairs(each["counts"], SILHOUETTE_BINS, label=f"after {epoch} epochs")
+                ax.stairs(each["counts"], SILHOUETTE_BINS, label=f"{epoch} epochs")
             ax.set_title(f"{row}\n{d[0]} → {d[1]}", fontsize=9)
             ax.set(xlabel="silhouette", xlim=(-.5, 1))
         line[0].set_ylabel("images")
@@ -584,7 +584,7 @@ def draw_clusters(
         people = people or [most_frequent(split.pids[y == k]) for k in chosen]
         for k in chosen:
             members = np.flatnonzero(y == k)
-            lines.append(cluster_line(f"after {epoch} epochs", members, values, split, wide))
+            lines.append(cluster_line(f"{run.config.method} after {epoch} epochs", members, values, split, wide))
             numbers += [dict(epoch=epoch, cluster=k, image=split.paths[i].name, pid=split.pids[i], value=values[i],
                              run=run.id) for i in members]
     return Drawn(draw_pictures(lines, split, wide), pd.DataFrame(numbers), [f"{title}." for title, *_ in lines])
