@@ -187,7 +187,7 @@ def test_the_best_round_gains_what_the_maximum_has_more_than_the_last(values):
 
 def test_clusters_are_followed_by_their_person_and_pictures_rise(run, split):
     drawn = draw_clusters(run, split, lambda x, y: np.arange(len(y)), clusters=2, shown=2, wide=3)
-    assert drawn.words[2] == "after 2 epochs: 6 images, 100 % of one person." and len(drawn.words) == 4
+    assert drawn.words[2] == "dbscan after 2 epochs: 6 images, 100 % of one person." and len(drawn.words) == 4
     _, y = stored_round(run, 0)
     largest = np.argsort(-np.bincount(y[y >= 0]), kind="stable")[:2]
     assert set(drawn.numbers.query("epoch == 0")["cluster"]) == set(largest)

@@ -506,10 +506,11 @@ def best_in_words(
     "What choosing the best round by the test is worth, and where the learning would stop, over seeds."
     found = [best_round(curve) for curve in curves]
     stops = [f["converged"] for f in found]
-    where = "; ".join("the last, as nothing falls" if np.isnan(s) else f"after {s:g} epochs" for s in stops)
+    where = ", ".join("of the last round" if np.isnan(s) else f"after {s:g} epochs" for s in stops)
     gains = ", ".join(f"{f['gain']:.1f}" for f in found)
-    return (f"{row}: the best round is {gains} mAP above the last one, chosen by the test's identities; stopped by its "
-            f"first fall, the best round is: {where}.")
+    each = ", a number for each seed" if len(found) > 1 else ""
+    return (f"The best round of {row} is {gains} mAP above the last one{each}; to choose it takes the test's "
+            f"identities. A training that stops where this mAP first falls keeps the model {where}.")
 
 # %% ../../nbs/experiments/65_figures.ipynb #71ebd68c
 def spread_rows(
