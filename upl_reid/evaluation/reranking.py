@@ -10,7 +10,7 @@ import numpy as np
 from scipy import sparse
 import torch
 
-from ..components.neighbours import less_equal, reciprocal_sets, true_positions, unit_rows
+from ..components.neighbours import less_equal, reciprocal_sets, smallest_columns, true_positions, unit_rows
 from ..core import as_tensor, ConfigError, match_type, to_numpy
 from upl_reid.evaluation.retrieval import (
     as_float64, check_features, check_same_width, pair_distances, product_slack, product_type, row_blocks,
@@ -122,19 +122,6 @@ def _collect(
             far.add(tile.neg_(), a, b)
     return near, far
 
-# %% ../../nbs/evaluation/10_reranking.ipynb #aaf94934
-def _smallest(
-    d: torch.Tensor, # (N, M)
-    k: int, # 1 <= k <= M
-) -> torch.Tensor: # (N, k) int64
-    "Columns of the k smallest values of each row in order; ties: the lower column (which `topk` does not promise)."
-    column = d.topk(k, dim=1, largest=False).indices.sort(dim=1).values
-    value = d.gather(1, column)
-    column = column.gather(1, value.argsort(dim=1, stable=True))
-    tied = (d <= value.amax(dim=1, keepdim=True)).sum(dim=1) > k
-    column[tied] = d[tied].argsort(dim=1, stable=True)[:, :k]
-    return column
-
 # %% ../../nbs/evaluation/10_reranking.ipynb #a4cf7f18
 def _exact_distances(
     x: torch.Tensor, # (N, d) features
@@ -164,7 +151,7 @@ def _compare_with_all(
         d = unit_distances(x[own], x)
         farthest[start:stop] = to_numpy(d.amax(dim=1))
         d[torch.arange(len(own), device=d.device), own] = -1     # before its own duplicates
-        orders[start:stop] = to_numpy(_smallest(d, k))
+        orders[start:stop] = smallest_columns(d, k)
     return orders, farthest
 
 # %% ../../nbs/evaluation/10_reranking.ipynb #147c6c1a
