@@ -254,7 +254,9 @@ def test_dbscan_kinds_and_faults():
     d = np.array([[0, .1, 1], [.1, 0, 1], [1, 1, 0]])
     labels = dbscan(torch.tensor(d), .5, 2)
     assert isinstance(labels, torch.Tensor) and labels.dtype == torch.int64 and labels.tolist() == [0, 0, -1]
-    assert dbscan(d, .5, 2).dtype == np.int64
+    assert dbscan(d, .5, 2).dtype == np.int64 and dbscan(d.tolist(), .5, 2).tolist() == [0, 0, -1]
+    for kind in ("csc", "coo", "lil", "dok"):
+        assert dbscan(sp.csr_array(np.where(d < 1, d, 0)).asformat(kind), .5, 2).tolist() == [0, 0, -1]
     assert dbscan(d, 1., 3).tolist() == [0, 0, 0]                         # dense distances may reach 1 and more
     for eps in (1., -.1, math.nan):
         with pytest.raises(ConfigError, match="eps"): dbscan(sp.csr_array(d), eps, 2)

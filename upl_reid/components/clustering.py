@@ -72,8 +72,9 @@ def dbscan(
     min_samples: int, # images within eps that make a core, the image itself counted
 ) -> np.ndarray: # (N,) int64, -1: noise; a tensor for a tensor
     "DBSCAN (Ester et al. 1996) on given distances; clusters numbered by their first core. Raises as `check_dbscan`."
-    check_dbscan(distance, eps, min_samples)
-    n, (i, j) = distance.shape[0], pairs_within(distance, eps)
+    given = distance.tocoo() if sp.issparse(distance) else to_numpy(distance)
+    check_dbscan(given, eps, min_samples)
+    n, (i, j) = given.shape[0], pairs_within(given, eps)
     core = np.bincount(i, minlength=n) + 1 >= min_samples
     link = core[i] & core[j]
     graph = sp.coo_array((np.ones(link.sum()), (i[link], j[link])), shape=(n, n))
