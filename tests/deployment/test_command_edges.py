@@ -79,6 +79,14 @@ def test_databases_and_files_of_one_name_have_files_of_their_own():
     assert "secret" not in str(pairs_file("postgresql://me:secret@h/d"))
 
 
+def test_answers_of_a_gallery_behind_a_link_are_those_of_the_gallery(tmp_path):
+    (tmp_path/"data").mkdir()
+    home = tmp_path/"data"/"people.safetensors"
+    home.write_bytes(b"")
+    (tmp_path/"link.safetensors").symlink_to(home)
+    assert pairs_file(tmp_path/"link.safetensors") == pairs_file(home) == home.with_suffix(".pairs.sqlite")
+
+
 def test_a_database_of_something_else_is_not_changed(tmp_path):
     for statement in ("CREATE TABLE x (a)", "CREATE TABLE pairs (a)"):
         with sqlite3.connect(tmp_path/"other.sqlite") as other: other.execute(statement)

@@ -33,8 +33,10 @@ CREATE TABLE IF NOT EXISTS pairs (first BLOB NOT NULL, second BLOB NOT NULL, sam
 def pairs_file(
     address: str | Path, # of a gallery
 ) -> Path:
-    "Where the answers about a gallery are kept: beside its file; for a database in the folder of the command."
-    if not is_postgres(address): return given_path(address).with_suffix(".pairs.sqlite")
+    "Where answers about a gallery are kept: beside its file, also behind a link; of a database where the command runs."
+    if not is_postgres(address):
+        file = given_path(address)
+        return (file.resolve() if file.is_symlink() else file).with_suffix(".pairs.sqlite")
     base, name, _ = split_address(str(address))
     parts = {"host": "", "port": "5432", "dbname": "", **load_psycopg().conninfo.conninfo_to_dict(base)}
     place = "\0".join(str(parts[key]) for key in ("host", "port", "dbname"))       # galleries of a name are many
