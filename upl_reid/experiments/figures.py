@@ -671,5 +671,5 @@ def write_figure(
     title = f"{paper.upper()}, Figure {number}: {about.title}"
     parts = [*drawn.words, *filter(None, [note]), f"Published: *{about.says}*"]
     origin = table.write(f"{paper}/fig{number}", title, parts, drawn.numbers, list(runs), drawn.figure,
-                         f"{about.title[0].upper()}{about.title[1:]}; the sentences below say what is to be seen")
+                         f"{about.title}; the sentences below say what is to be seen")
     return "\n\n".join([*parts, origin])
