@@ -421,7 +421,7 @@ def preview_figure(
     plt.close(figure)
     with Image.open(full) as picture:
         rgb = picture.convert("RGB")
-    if photos: rgb.save(small, format="JPEG", quality=70)
+    if photos: rgb.save(small, format="JPEG", quality=50)
     else: rgb.quantize(64, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
     return small.getvalue()
 
