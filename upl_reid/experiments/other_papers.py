@@ -325,6 +325,7 @@ def steps_table(
         if set(ours.values()) == {"-"}: continue
         lines.append({"difference in mAP": f"{row} against {other}", **ours})
         if set(theirs.values()) != {"-"}: lines.append({"difference in mAP": "*published*", **theirs})
+    if not lines: return "No two of these rows are compared."
     over = f"over {seeds} seeds" if seeds > 1 else "of single runs, so another seed may say otherwise"
     note = f"Differences in mAP with 95 % intervals, {over}. Bold: the interval excludes zero. Italics: as printed."
     return f"{to_markdown(pd.DataFrame(lines))}\n\n{note}"
