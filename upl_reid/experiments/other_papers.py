@@ -289,14 +289,11 @@ def paper_sheets(
 
 # %% ../../nbs/experiments/45_other_papers.ipynb #7846f941
 def measured_step(
-    runs: list | None, # of a row, one a seed
-    others: list | None, # of another row
-) -> str: # such as "**+1.2 (+0.3 to +2.1)**", bold where the interval excludes zero; "-" where runs are missing
+    difference: tuple, # of `compare_map`
+) -> str: # such as "**+1.2 (+0.3 to +2.1)**", bold where the interval excludes zero
     "The difference in mAP of two rows with its 95 % interval."
-    if not runs or not others: return "-"
-    difference, low, high = compare_map(runs, others)
-    text = f"{difference:+.1f} ({low:+.1f} to {high:+.1f})"
-    return f"**{text}**" if low > 0 or high < 0 else text
+    text = "{:+.1f} ({:+.1f} to {:+.1f})".format(*difference)
+    return f"**{text}**" if difference[1] > 0 or difference[2] < 0 else text
 
 def published_step(
     published: dict, # (row, transfer, measure) -> number
@@ -319,7 +316,8 @@ def steps_table(
     beside = published_transfers(published, list(directions.values()))
     lines, seeds = [], max(map(len, runs.values()))
     for row, other in pairs:
-        ours = {d: measured_step(runs.get((row, *pair)), runs.get((other, *pair))) for d, pair in directions.items()}
+        ours = {d: measured_step(compare_map(runs[row, *pair], runs[other, *pair]))
+                if {(row, *pair), (other, *pair)} <= runs.keys() else "-" for d, pair in directions.items()}
         theirs = {d: published_step(published, (names.get(row), names.get(other)), transfer)
                   for d, transfer in zip(directions, beside)}
         if set(ours.values()) == {"-"}: continue

@@ -692,6 +692,7 @@ def time_in_words(
     nothing = ", none trained here" if len(archived) == len(runs) else ""
     return f"{trained}, {count} runs from records ({', '.join(map(shown_path, dict.fromkeys(archived)))}){nothing}"
 
+# %% ../../nbs/experiments/30_tables.ipynb #53ee2b16
 def seeds_in_words(
     runs: list, # of Run that a report is made of, perhaps with `Evaluation`s
 ) -> str:
