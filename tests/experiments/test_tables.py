@@ -165,6 +165,19 @@ def test_folders_of_real_domains():
     assert open_table({**GIVEN, "weights": "w.pth"}, set()).roots == {"weights": "w.pth"}
 
 
+def test_development_networks_have_other_pictures(tmp_path):
+    own = write_domain("campus", tmp_path/"own", train_ids=4, test_ids=2, cameras=2, size=(48, 24), seed=5)
+    named = {**GIVEN, "source": "plaza", "target": "campus,station", "target_root": f"{own},"}
+    table = replace(open_table(named, set()), preset="tiny", store=tmp_path)
+    other = table.with_development(["campus", "station", "elsewhere", "station"])
+    assert set(table.roots) == {"campus"} and set(other.roots) == {"campus", "station"}
+    assert other.roots["campus"] == str(own) and other.directions == table.directions
+    pictures = lambda t: {path.read_bytes() for path in t.domain("station").train.paths}
+    first, second = pictures(table), pictures(other)
+    assert len(first) == len(table.domain("station").train) and not first & second
+    assert table.with_development([]).roots == table.roots
+
+
 def test_further_targets():
     more = {**GIVEN, "target": "b,c"}
     table = open_table(dict(more), set())

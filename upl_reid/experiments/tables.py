@@ -16,7 +16,7 @@ __all__ = ['INTERACTIVE', 'PARAMETERS', 'OPTIONAL', 'MEASURES', 'check_parameter
 # %% ../../nbs/experiments/30_tables.ipynb #cb27accf
 import itertools, tempfile, time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +28,7 @@ import seaborn as sns
 from ..core import ConfigError, in_test, pick_device, project_root, write_atomic
 from ..data.benchmarks import JUNK
 from ..data.splits import Domain, Split
+from ..data.synthetic import write_domain
 from ..evaluation.retrieval import bootstrap_interval
 from upl_reid.experiments.config import (is_outside, load_methods, load_plugins, NETWORK, Preset, PRESETS,
     RunConfig)
@@ -150,7 +151,18 @@ class TableRuns(TableOrigin):
 
 # %% ../../nbs/experiments/30_tables.ipynb #50bfdfc4
 class TableStarts(TableRuns):
-    "The runs of a table that start from pretrained weights alone."
+    "Tables like this one on development networks, and its runs that start from pretrained weights alone."
+    def with_development(self,
+        names: Iterable, # of networks
+    ) -> "TableStarts": # where a network is embedded, other people and cameras of the same kind take its place
+        "The table on which settings are chosen: its identities are those of no other table."
+        networks, folder = PRESETS[self.preset].networks, self.store/"data"/f"development-{self.preset}"
+        own = {name: networks[name] for name in dict.fromkeys(names) if name in networks and name not in self.roots}
+        made = {name: write_domain(name, folder, train_ids=train, test_ids=test, cameras=cameras,
+                                   size=PRESETS[self.preset].size, seed=1)
+                for name, (train, test, cameras) in own.items()}
+        return replace(self, roots={**self.roots, **{name: str(root) for name, root in made.items()}})
+
     def sourceless(self,
         rows: dict, # row name -> (method, method_args)
     ) -> dict: # ("ROW, no source", source, target) -> list of Run, one a seed: the same runs for each source
