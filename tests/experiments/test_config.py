@@ -71,6 +71,14 @@ def test_an_argument_that_shares_its_stored_name_counts_too():
     assert len({made(), made(share=.1), made(share=.2), made(max_queue_share=.1)}) == 4
 
 
+def test_an_argument_with_the_value_that_the_preset_sets_anyway_names_the_same_run():
+    run = lambda **given: RunConfig("paper-p2lr", "dukemtmc", "market1501", "p2lr", given)
+    assert run(clusters=500) == run() and run(clusters=500).arguments == run().arguments
+    assert run(clusters=501).id != run().id != run(clusters=METHODS["p2lr"].arguments()["clusters"]).id
+    upl = lambda **given: RunConfig("gpu", "plaza", "campus", "upl", given).id
+    assert upl(momentum=PRESETS["gpu"].momentum) == upl() != upl(momentum=.99)
+
+
 def test_numbers_of_numpy_are_numbers():
     made = RunConfig("tiny", "plaza", seed=np.int64(3), dim=np.int32(32))
     assert made == RunConfig("tiny", "plaza", seed=3, dim=32) and type(made.seed) is type(made.dim) is int

@@ -431,10 +431,14 @@ class NamedArguments(RunArguments):
     "The arguments of a run's method, as identifiers hash them."
     @property
     def hashed_arguments(self) -> dict:
-        "All arguments as identifiers hash them: without later ones that have their default."
+        """All arguments as identifiers hash them: without later ones that have their default.
+
+        An argument that was given the value which the preset sets anyway counts as not given."""
         classes = () if self.method == "pretrain" else METHODS[self.method].__mro__
         later = {name for c in classes for name in vars(c).get("later_arguments", ())}
-        return {k: v for k, v in self.whole_arguments.items() if k not in later or v != self.defaults[k]}
+        whole, default, fixed = self.whole_arguments, self.defaults, self.fixed_arguments
+        found = {k: default[k] if k in fixed and v == fixed[k] else v for k, v in whole.items()}
+        return {k: v for k, v in found.items() if k not in later or v != default[k]}
 
     @property
     def kept_defaults(self) -> list:
