@@ -478,6 +478,8 @@ def test_adapting_without_a_source_then_going_on(home, body, capsys, tmp_path):
     assert facts["origin"]["source"] == "" and "preset tiny, as given" in error
     assert "epoch 1 of 2, loss" in error and "epoch 2 of 2" in error and "done" in error
     assert len(list((tmp_path/"board").rglob("events*"))) == 1
+    adapted("a.safetensors", "--weights", body, *network, "--tensorboard", tmp_path/"late")  # it is finished already
+    assert len(list((tmp_path/"late").rglob("events*"))) == 1
     for _ in range(2):                                                   # its own file may be replaced
         code, out, _ = said(capsys, "export", tmp_path/"a.safetensors", tmp_path/"timm.safetensors", "--json")
         assert code == 0 and json.loads(out)["difference"] <= 1e-4

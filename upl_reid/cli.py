@@ -6,16 +6,16 @@
 __all__ = ['core', 'MARK', 'PRESET_NAMES', 'CROPS', 'MODEL', 'DEVICE', 'PATTERN', 'METHOD', 'NETWORK', 'TRAINING', 'SEARCH',
            'GALLERY', 'INDEX', 'FORGET', 'BROWSE', 'REPORTS', 'ANSWERS', 'ADAPTING', 'NAMING', 'TASKS', 'LABELS',
            'COMMANDS', 'EXAMPLES', 'has_mark', 'has_page_mark', 'has_metadata', 'has_parquet_facts', 'check_out',
-           'show_bars', 'check', 'synth', 'choose_network', 'watcher', 'pretrain', 'crops_for_card', 'answers_to_use',
-           'answers_in_words', 'compare_starts', 'checked_crops', 'adapt', 'count_matches', 'measure_retrieval',
-           'leave_one_out', 'evaluate', 'same_model', 'file_marks', 'named_images', 'entries_of', 'is_changed',
-           'images_to_embed', 'name_people', 'build_gallery', 'count_images', 'left_out_lines', 'file_is_gone',
-           'gone_entries', 'gallery_notes', 'gallery_to_write', 'measure_gallery', 'forget_changed', 'changed_note',
-           'index_crops', 'index_parquet', 'threshold_lines', 'index', 'entry_name', 'check_forget', 'time_notes',
-           'forget_notes', 'forget', 'as_lines', 'own_camera', 'Asked', 'tracks_to_search', 'search', 'browse',
-           'is_identities', 'identities', 'tasks', 'is_tasks', 'is_labels', 'labels', 'export', 'run', 'named_folders',
-           'records', 'reports', 'argument', 'as_path', 'make_parser', 'print_text', 'to_json_value', 'warning_line',
-           'main']
+           'show_bars', 'check', 'synth', 'choose_network', 'watched_run', 'pretrain', 'crops_for_card',
+           'answers_to_use', 'answers_in_words', 'compare_starts', 'checked_crops', 'adapt', 'count_matches',
+           'measure_retrieval', 'leave_one_out', 'evaluate', 'same_model', 'file_marks', 'named_images', 'entries_of',
+           'is_changed', 'images_to_embed', 'name_people', 'build_gallery', 'count_images', 'left_out_lines',
+           'file_is_gone', 'gone_entries', 'gallery_notes', 'gallery_to_write', 'measure_gallery', 'forget_changed',
+           'changed_note', 'index_crops', 'index_parquet', 'threshold_lines', 'index', 'entry_name', 'check_forget',
+           'time_notes', 'forget_notes', 'forget', 'as_lines', 'own_camera', 'Asked', 'tracks_to_search', 'search',
+           'browse', 'is_identities', 'identities', 'tasks', 'is_tasks', 'is_labels', 'labels', 'export', 'run',
+           'named_folders', 'records', 'reports', 'argument', 'as_path', 'make_parser', 'print_text', 'to_json_value',
+           'warning_line', 'main']
 
 # %% ../nbs/cli.ipynb #98318773
 import argparse, json, math, numbers, os, shlex, shutil, sys, tempfile, warnings
@@ -176,12 +176,19 @@ def choose_network(
                            "FILE, or --weights imagenet to fetch them, and preset photo is taken")
 
 # %% ../nbs/cli.ipynb #cut106ab
-def watcher(
+def watched_run(
     a: argparse.Namespace, # parsed arguments
-) -> Callable: # for `get_run`
-    "What a command says after each epoch: a line unless there are bars, event files if a folder is given."
+    config, # `RunConfig`
+    roots: dict, # of the run
+    bars: bool, # whether to draw progress bars
+): # the finished run
+    "Find, continue or do a run: a line after each epoch unless there are bars, event files if a folder is given."
     lines = [] if show_bars(a) else [experiments.EpochLines()]
-    return experiments.all_of(*lines, *([experiments.TensorBoardLog(a.tensorboard)] if a.tensorboard else []))
+    boards = [experiments.TensorBoardLog(a.tensorboard)] if a.tensorboard and training.process_rank() == 0 else []
+    run = experiments.get_run(config, device=a.device, roots=roots, progress=bars,
+                              watch=experiments.all_of(*lines, *boards))
+    for board in boards: board.complete(config, core.read_rows(run.path/"history.jsonl"))
+    return run
 
 # %% ../nbs/cli.ipynb #cutda0a8
 def pretrain(
@@ -193,7 +200,7 @@ def pretrain(
     preset, network, why = choose_network(a)
     print(why, file=sys.stderr, flush=True)
     config = experiments.RunConfig(preset, a.source, seed=a.seed, **network)
-    run = experiments.get_run(config, device=a.device, roots=_roots(a), progress=show_bars(a), watch=watcher(a))
+    run = watched_run(a, config, _roots(a), show_bars(a))
     deployment.Embedder.load(run).save(out)
     facts = dict(out=a.out, run=run.id, seconds=run.metrics["seconds"])
     if "mAP" in run.metrics: facts["mAP"] = run.metrics["mAP"]
@@ -287,8 +294,7 @@ def compare_starts(
     if not a.weights or a.start or not pretraining: return {}
     torch_device, paths = core.pick_device(a.device), domain.train.paths
     bank = data.ImageBank(paths[::-(-len(paths)//most)], config.size, torch_device)
-    trained = experiments.get_run(pretraining[0], device=a.device, roots=roots, progress=show_bars(a),
-                                  watch=watcher(a)).encoder().to(torch_device)
+    trained = watched_run(a, pretraining[0], roots, show_bars(a)).encoder().to(torch_device)
     plain = experiments.initial_encoder(pretraining[0], config.seed, roots)
     with torch.no_grad(): experiments.whiten_start([plain], bank)
     found = dict(source=deployment.copies_found(trained, bank), weights=deployment.copies_found(plain, bank))
@@ -314,7 +320,7 @@ def _adapted_run(
     if (path/"metrics.json").exists(): state = "is finished already"
     print(f"run {path.name}: {state}", file=sys.stderr, flush=True)
     starts = compare_starts(a, config, domain, roots) if state == "begins" else {}
-    run = experiments.get_run(config, device=a.device, roots=roots, progress=show_bars(a), watch=watcher(a))
+    run = watched_run(a, config, roots, show_bars(a))
     return run, starts
 
 # %% ../nbs/cli.ipynb #f7846649
@@ -1299,8 +1305,7 @@ def run(
     config = experiments.RunConfig(preset, a.source, target, a.method, seed=a.seed, **network)
     with training.process_group(a.device):
         first = training.process_rank() == 0
-        progress = dict(progress=first and show_bars(a), watch=watcher(a))
-        done = experiments.get_run(config, device=a.device, roots=_roots(a), **progress)
+        done = watched_run(a, config, _roots(a), first and show_bars(a))
     if not first: return {}, "", 0                                       # only the first process reports
     score = "not measured, since the target has no queries"
     if "mAP" in done.metrics: score = f"mAP {100*done.metrics['mAP']:.1f}"

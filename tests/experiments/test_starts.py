@@ -266,6 +266,22 @@ def test_event_files_hold_every_number(tmp_path):
     assert set(events.Tags()["scalars"]) == {"epoch", "loss", "classes", "unused", "seconds"} and not log.writers
 
 
+def test_epochs_that_were_trained_without_the_log_are_written_once(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    config, history = RunConfig("tiny", "plaza", "campus", "dbscan"), rows(3, 50)
+    folder = tmp_path/f"dbscan-plaza-campus-0-{config.id}"
+    steps = lambda: [e.step for e in EventAccumulator(str(folder)).Reload().Scalars("loss")]
+    log = TensorBoardLog(tmp_path)
+    log(config, 3, history[2])                                           # begun without a log, continued with one
+    log.complete(config, history)
+    assert sorted(steps()) == [1, 2, 3] and not log.writers
+    later = TensorBoardLog(tmp_path)
+    later.complete(config, history)
+    assert len(steps()) == 3 and not later.writers
+    (other := TensorBoardLog(tmp_path/"other")).complete(config, history)     # finished without a log
+    assert len(list((tmp_path/"other").rglob("events*"))) == 1 and not other.writers
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path/"file").write_text("")
     with pytest.raises(ConfigError, match="file/x.*choose another folder"): TensorBoardLog(tmp_path/"file"/"x")

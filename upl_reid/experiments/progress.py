@@ -65,6 +65,7 @@ class TensorBoardLog:
     ):
         self.folder = given_path(folder)
         self.writers: dict[str, Any] = {}
+        self.written: dict[str, set] = {}   # run's folder -> epochs; None among them: other processes wrote some before
         try:
             from torch.utils.tensorboard import SummaryWriter
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -77,13 +78,40 @@ class TensorBoardLog:
         epochs: int, # in all
         row: dict, # of the history
     ):
-        name = "-".join(filter(None, (config.method, config.source, config.target, str(config.seed), config.id)))
+        name = self.name(config)
+        epochs_written = self.look_up(name)
         if name not in self.writers: self.writers[name] = self.make(str(self.folder/name))
         writer = self.writers[name]
         for key, value in row.items():
             if isinstance(value, numbers.Real): writer.add_scalar(key, value, row["epoch"])
         writer.flush()
+        epochs_written.add(row["epoch"])
         if row["epoch"] >= epochs: self.writers.pop(name).close()
+
+    def name(self,
+        config: RunConfig, # of the run
+    ) -> str: # of its folder
+        "Method, domains, seed and identifier."
+        return "-".join(filter(None, (config.method, config.source, config.target, str(config.seed), config.id)))
+
+    def look_up(self,
+        name: str, # of a run's folder
+    ) -> set: # of epochs; None is in it if there were event files before
+        "The epochs of a run that have been written."
+        before = {None} if any((self.folder/name).glob("events*")) else set()
+        return self.written.setdefault(name, before)
+
+    def complete(self,
+        config: RunConfig, # of a finished run
+        rows: list, # its history
+    ):
+        "Write the epochs that were trained without this log, unless an earlier log of the same folder has them."
+        name = self.name(config)
+        written = self.look_up(name)
+        if None in written: return
+        for row in rows:
+            if row["epoch"] not in written: self(config, len(rows) + 1, row)
+        if name in self.writers: self.writers.pop(name).close()
 
 # %% ../../nbs/experiments/15_progress.ipynb #da48e53c
 def all_of(
