@@ -1,5 +1,6 @@
 """Files that are written: their permissions. Names of files: absolute, links not resolved."""
 import os
+import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -76,12 +77,21 @@ def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path, name):
     assert write_atomic(tmp_path/name, "a").read_text() == "a"
 
 
-@pytest.mark.parametrize("name, says", [("x"*256, "choose a shorter name"), (".", "free some space, or choose a file"),
-                                        ("folder", "free some space, or choose a file")], ids=["long", "dot", "folder"])
+@pytest.mark.parametrize("name, says", [("x"*256, "choose a shorter name"), (".", "choose another name"),
+                                        ("folder", "choose another name")], ids=["long", "dot", "folder"])
 def test_a_name_that_cannot_be_written_says_why(tmp_path, name, says):
     (tmp_path/"folder").mkdir()
     with pytest.raises(RunError, match=f"cannot write .*; {says}"): write_atomic(tmp_path/name, "a")
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_pipe_a_device_and_a_folder_stay_what_they_are(tmp_path):
+    os.mkfifo(tmp_path/"pipe"); (tmp_path/"folder").mkdir(); (tmp_path/"link").symlink_to("pipe")
+    for name in ("pipe", "folder", "link"):
+        with pytest.raises(RunError, match=f"{name}, which is there and is no file; choose another name"):
+            write_atomic(tmp_path/name, "a")
+    assert stat.S_ISFIFO((tmp_path/"pipe").stat().st_mode) and not list((tmp_path/"folder").iterdir())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "link", "pipe"]
 
 
 def test_threads_write_one_file_at_the_same_time(tmp_path):

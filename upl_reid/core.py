@@ -161,10 +161,12 @@ def write_atomic(
 ) -> Path: # `path`
     """Write a file so that it is complete under its final name or absent; a file that is replaced keeps its mode.
 
-    Raises `RunError` if it cannot be written; the file that was there before stays."""
+    Raises `RunError` if it cannot be written, or is there and is no file; what was there before stays."""
     path = Path(os.path.realpath(given)) if os.path.islink(given := given_path(path)) else given
     part = part_name(path)
     try:
+        if path.exists() and not path.is_file():                    # a pipe or a device would become a file
+            raise RunError(f"cannot write {given}, which is there and is no file; choose another name")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             part.unlink(missing_ok=True)                            # left by a process of the same number
