@@ -285,6 +285,11 @@ def test_cluster_memory_refuses_what_does_not_fit():
     assert torch.equal(memory.centroids, torch.eye(3))
     for wrong in (dict(momentum=1.5), dict(temperature=0.)):
         with pytest.raises(ConfigError): ClusterMemory(torch.eye(3), **wrong)
+    before = memory.centroids.clone()
+    for features in (torch.ones(2, 1), torch.ones(2, 4), torch.ones(3)):      # one column would fit every width
+        with pytest.raises(DataError, match="vectors of 3 dimensions"): memory(features)
+        with pytest.raises(DataError, match="vectors of 3 dimensions"): memory.update(features, torch.zeros(2).long())
+    assert torch.equal(memory.centroids, before)
 
 
 @pytest.mark.parametrize("images, largest, share, want",

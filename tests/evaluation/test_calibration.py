@@ -51,7 +51,8 @@ def test_bad_calibration_input_is_refused(confidence, correct):
     with pytest.raises(DataError): expected_calibration_error(confidence, correct)
 
 def test_no_bins_are_refused():
-    with pytest.raises(ConfigError): expected_calibration_error([.5], [1], 0)
+    for bins in (0, 2.5, "10", True):
+        with pytest.raises(ConfigError, match="whole number of at least 1"): expected_calibration_error([.5], [1], bins)
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(-1, 4), st.integers(1, 4)), min_size=1, max_size=40))

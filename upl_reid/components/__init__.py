@@ -28,7 +28,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "posterior_scale", "soft_labels", "hard_labels", "centroid_log_probabilities"],
     "mixup": ["sample_lambda", "choose_among", "choose_partners", "mixed_weight", "mix"],
     "memory": ["cross_camera_masks", "check_contrast", "check_temperature", "cross_camera_info_nce", "queue_size",
-        "KeyBuffers", "MemoryBank", "check_batch", "ClusterMemory", "move_vectors"],
+        "KeyBuffers", "MemoryBank", "check_batch", "check_width", "ClusterMemory", "move_vectors"],
     "losses": ["weighted_mean", "soft_cross_entropy", "hardest_pairs", "pair_distance", "triplet_references",
         "weighted_triplet", "softmax_triplet", "check_centers", "center_loss", "updated_centers",
         "supervised_contrastive"],

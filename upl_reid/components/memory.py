@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['cross_camera_masks', 'check_contrast', 'check_temperature', 'cross_camera_info_nce', 'queue_size', 'KeyBuffers',
-           'MemoryBank', 'check_batch', 'ClusterMemory', 'move_vectors']
+           'MemoryBank', 'check_batch', 'check_width', 'ClusterMemory', 'move_vectors']
 
 # %% ../../nbs/components/50_memory.ipynb #c33b7a58
 import torch
@@ -152,8 +152,19 @@ def check_batch(
                         f"not {tuple(features.shape)}, {tuple(index.shape)} and {tuple(camids.shape)}")
 
 # %% ../../nbs/components/50_memory.ipynb #7427b192
+def check_width(
+    held: Tensor, # (K, d) vectors
+    features: Tensor, # (B, d)
+):
+    "Raises `DataError` unless both have the same width."
+    if features.ndim == 2 and features.shape[1] == held.shape[1]: return
+    raise DataError(f"features of shape {tuple(features.shape)} and vectors of {held.shape[1]} dimensions; make both "
+                    "with one encoder")
+
 class ClusterMemory(nn.Module):
-    "A momentum vector for each cluster (ClusterNCE; CGC Eq. 2-3). Raises `ConfigError` for values out of range."
+    """A momentum vector for each cluster (ClusterNCE; CGC Eq. 2-3).
+
+    Raises `ConfigError` for values out of range, `DataError` for features of another width."""
     centroids: Tensor # (K, d) rows of length 1
 
     def __init__(self,
@@ -172,6 +183,7 @@ class ClusterMemory(nn.Module):
     def forward(self,
         features: Tensor, # (B, d) of any length
     ) -> Tensor: # (B, K) logits of CGC's Eq. 2: cosines to the vectors, over the temperature
+        check_width(self.centroids, features)
         return nn.functional.normalize(features, dim=1) @ self.centroids.to(features).T / self.temperature
 
     def update(self,
@@ -189,7 +201,8 @@ def move_vectors(
     labels: Tensor, # (B,) row that each feature moves, -1: none
     momentum: float, # mu, share of the old vector that stays
 ) -> None:
-    "CGC Eq. 3 for a batch, one image after the other. Raises `DataError` for lengths that differ and unknown clusters."
+    "CGC Eq. 3 for a batch, one image after the other. Raises `DataError` for shapes that differ and unknown clusters."
+    check_width(vectors, features)
     if labels.shape != (len(features),) or (labels >= len(vectors)).any():
         raise DataError(f"{len(features)} features with {len(labels)} labels up to "
                         f"{max(labels.tolist(), default=-1)} for {len(vectors)} clusters; "

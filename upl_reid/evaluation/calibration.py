@@ -6,6 +6,8 @@
 __all__ = ['reliability_bins', 'expected_calibration_error', 'pseudo_label_correct', 'pseudo_label_ece']
 
 # %% ../../nbs/evaluation/20_calibration.ipynb #ebec6999
+import numbers
+
 import numpy as np
 
 from ..core import ConfigError, DataError, to_numpy
@@ -18,7 +20,8 @@ def _check_confidence(
     n_bins: int, # should be at least 1
 ):
     "Raises `DataError` or `ConfigError`, as `reliability_bins` says."
-    if n_bins < 1: raise ConfigError(f"n_bins is {n_bins}; expected at least 1")
+    if isinstance(n_bins, bool) or not isinstance(n_bins, numbers.Integral) or n_bins < 1:
+        raise ConfigError(f"n_bins is {n_bins!r}; expected a whole number of at least 1")
     if confidence.ndim != 1 or confidence.shape != correct.shape or not confidence.size:
         raise DataError(f"confidence has shape {confidence.shape}, correct {correct.shape}; "
                         "expected the same (N,) with N > 0")
