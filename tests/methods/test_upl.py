@@ -14,6 +14,7 @@ from upl_reid.methods.baseline import GlobalDBSCAN, hard_pseudo_labels
 from upl_reid.methods.upl import (GlobalUPL, HybridLabels, UPL, Settings, held_out_loss, hybrid_labels,
                                   loss_weight_gradient, mixup_loss, weigh_labels)
 from upl_reid.components.mixup import choose_partners, sample_lambda
+from upl_reid.training.loop import check_answering
 from upl_reid.training.method import Batch, PseudoLabels
 
 
@@ -52,6 +53,14 @@ def test_components_are_as_many_as_asked_for_at_most():
     labels = hybrid_labels(x, cam, components=5, temperature=None)
     assert 2 <= len(labels.centroids) <= 5
     assert torch.equal(labels.hard[labels.hard >= 0], labels.soft.argmax(1)[labels.hard >= 0])
+
+
+def test_fixed_components_promise_nothing_about_confirmed_pairs():
+    "A confirmed pair in one group may fall into two components."
+    made = lambda **labels: HybridLabels(nn.Linear(4, 3), labels=labels)
+    check_answering(made()); check_answering(made(alpha=2.)); check_answering(HybridLabels)
+    with pytest.raises(ConfigError, match="HybridLabels, with its arguments, does not keep to answers"):
+        check_answering(made(components=50))
 
 
 def test_nothing_but_noise_is_an_error_that_says_what_to_do():

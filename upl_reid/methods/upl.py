@@ -183,6 +183,7 @@ class LabelArguments(ChosenClustering):
         check_arguments("labels", labels or {}, label_arguments())
         self.label_args = {**label_arguments(), **(labels or {})}
         check_label_values(self.label_args)
+        if self.label_args["components"] is not None: self.keeps_answers = False   # a component may part a group
 
     @classmethod
     def arguments(cls) -> dict: # name -> default

@@ -381,12 +381,13 @@ def target_links(
     return answer_links(links, answers.pairs, answers.same, target.paths)
 
 def check_answering(
-    method: type[Method], # class
+    method: Method | type[Method], # as its arguments make it, or its class
 ):
     "Raises `ConfigError` for a method that does not keep to answers about pairs."
     if method.keeps_answers: return
-    raise ConfigError(f"method {method.__name__} does not keep to answers about pairs; use dbscan, upl or another "
-                      "method that groups by one clustering")
+    name = method.__name__ if isinstance(method, type) else f"{type(method).__name__}, with its arguments,"
+    raise ConfigError(f"method {name} does not keep to answers about pairs; use dbscan, upl or another method that "
+                      "groups by one clustering")
 
 # %% ../../nbs/training/20_loop.ipynb #57f9a6f0
 def adapt(
@@ -409,6 +410,6 @@ def adapt(
     if tracks and target.tracks is None:
         raise DataError("tracks are to be used, and no image of the target has one; give a column track (or a pattern "
                         "with a group track), or leave tracks out")
-    if answers is not None: check_answering(type(method))
+    if answers is not None: check_answering(method)
     method.links = target_links(target, tracks, answers)
     return fit(method, bank, target.camids, budget, seed, title, **kwargs)
