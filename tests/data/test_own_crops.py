@@ -20,11 +20,13 @@ from PIL import Image
 from upl_reid.core import DataError
 from upl_reid.data.benchmarks import load_domain
 from upl_reid.data.own_crops import (
-    as_domain, camera_numbers, check_images, raise_faults, find_images, likeness_key, list_images, load_folder,
-    natural_sort_key, ignored_files, readable_images, read_folder, read_table, report_in_words, split_of, write_table)
+    alike_note, as_domain, camera_numbers, check_images, compile_pattern, raise_faults, find_images, likeness_key,
+    list_images, load_folder, make_listing, natural_sort_key, ignored_files, readable_images, read_folder, read_table,
+    report_in_words, split_of, write_table)
 from upl_reid.core import printable_text
 from upl_reid.data import decoding
-from upl_reid.data.decoding import MAX_PIXELS, read_image
+from upl_reid.data.decoding import MAX_PIXELS, read_image, upright_rgb
+from upl_reid.deployment.embedder import as_pixels
 
 
 def picture(path, size=(6, 12), colour=(200, 30, 60)):
@@ -249,7 +251,8 @@ def test_tables_of_wildlife_datasets(tmp_path):
     assert "'image_id', 'orientation'" in report["advice"][0] and report["advice"][1].startswith("1 of 3 pictures")
     with pytest.warns(UserWarning, match="orientation"): domain = load_domain("labelled", tmp_path/"metadata.csv")
     assert domain.people == {1: "t_3", 2: "t_20"}
-    assert read_table(table(tmp_path/"own.csv", "path,pid\nimages/a.jpg,unknown\n")).person.tolist() == ["unknown"]
+    own = read_table(table(tmp_path/"own.csv", "path,pid\nimages/a.jpg,Unknown\n"))
+    assert own.person.tolist() == [""] and own.attrs["notes"] == ["pid 'Unknown' is read as unknown, in 1 pictures"]
     twice = "identity,path,path\nx,images/a.jpg,images/a.jpg\n"
     assert "has the columns" in fault(read_table, table(tmp_path/"twice.csv", twice))
 
@@ -992,3 +995,87 @@ def test_unreadable_files_do_not_say_that_there_are_too_few(tmp_path):
 def test_a_gallery_is_no_table_of_crops(tmp_path, name):
     (tmp_path/name).write_bytes(b"PAR1\x15")
     with pytest.raises(DataError, match="is no table of crops; `upl-reid index` brings"): list_images(tmp_path/name)
+
+
+# ---- what tables and names say in other words
+
+@pytest.mark.parametrize("word", ["unknown", "Unknown", "?", "-", "UNLABELED", "unlabelled", "None", "-1", "-1.0"])
+def test_a_word_for_nothing_is_no_camera_and_no_track(tmp_path, word):
+    for n in "abc": picture(tmp_path/f"{n}.jpg")
+    found = read_table(table(tmp_path/"t.csv", f"path,camid,track\na.jpg,{word},{word}\nb.jpg,c1,t1\nc.jpg,{word},\n"))
+    assert found.camid.tolist() == ["", "c1", ""] and found.track.tolist() == ["", "t1", ""]
+    said = word.removesuffix(".0")
+    assert found.attrs["notes"] == [f"camid {said!r} is read as unknown, in 2 pictures",
+                                    f"track {said!r} is read as unknown, in 1 pictures"]
+    assert as_domain(found).train.tracks.tolist() == [-1, 0, -1]
+
+
+def test_a_word_for_nobody_in_a_folder_s_names_is_nobody(tmp_path):
+    for n in ("unknown/a.jpg", "unknown/b.jpg", "anna/c.jpg", "?/d.jpg"): picture(tmp_path/n)
+    found = read_folder(tmp_path, "^(?P<pid>[^/]+)/")
+    assert sorted(zip(found.person, found.pid)) == [("", -1)]*3 + [("anna", 1)]
+    assert found.attrs["notes"] == ["pid '?' is read as unknown, in 3 pictures"]
+
+
+@pytest.mark.parametrize("pattern, group", [
+    (r"(?P<camid>\d+)", "camid"), (r"^(?P<identity>\d+)_c(?P<cam>\d+)", "identity"), (r"(?P<pid>\d+)(?P<x>a)?", "x")])
+def test_a_group_that_means_nothing_is_named(pattern, group):
+    assert f"has the group {group!r}, which means nothing here" in fault(compile_pattern, pattern)
+
+
+def test_a_probe_is_a_query(tmp_path):
+    for part in ("gallery", "probe", "train"):
+        for camera in (1, 2): picture(tmp_path/part/f"0001_c{camera}_{part}.jpg")
+    found = read_folder(tmp_path, r"^(?P<split>[^/]+)/(?P<pid>\d+)_c(?P<cam>\d+)")
+    assert sorted(found.split) == ["gallery"]*2 + ["query"]*2 + ["train"]*2
+
+
+@pytest.mark.parametrize("times, words", [
+    (["2024-05-01T09:00:00+02:00", "2024-05-01T09:00:05"], "1 dates name a time zone, and 1 do not"),
+    (["9:00:00", "1714554005"], "1 times are times of day, and 1 are numbers"),
+    (["1714554005", "1714554005123"], "1 times are numbers as large as milliseconds"),
+    (["20240501", "20240502"], "2 times look like days without dashes"),
+    (["45:75", "9:00"], "the time of 1 pictures cannot be used, first '45:75'"),
+    (["2024-05-01", "9:00"], "some times are dates and others are not"),
+    (["2024-05-01T09:00:00Z", "2024-05-01T09:00:00+02:00"], ""), (["9:00", "9:00:01.5"], ""),
+    (["5", "6.5", "1e3"], "")])
+def test_times_of_several_kinds_are_told(tmp_path, times, words):
+    for i in range(len(times)): picture(tmp_path/f"{i}.jpg")
+    notes = read_table(table(tmp_path/"t.csv", "path,time\n" + "".join(
+        f"{i}.jpg,{time}\n" for i, time in enumerate(times)))).attrs["notes"]
+    assert len(notes) == bool(words) and all(words in note for note in notes)
+
+
+def test_names_that_differ_by_what_cannot_be_seen_are_alike():
+    for pair in (["cam1", "cam1\u200b"], ["1", "١"], ["bob", "bob\ufeff"]): assert len(alike_note("cameras", pair)) == 1
+    assert alike_note("cameras", ["cam1", "cam2"]) == []
+
+
+def test_a_picture_and_a_link_to_it_are_one_picture(tmp_path):
+    "As query and gallery image of unknown cameras it would be its own match."
+    first, other = picture(tmp_path/"a.jpg"), picture(tmp_path/"b.jpg")
+    (tmp_path/"link").symlink_to(tmp_path)
+    rows = [(first, "", "1", "gallery", "", ""), (tmp_path/"link/a.jpg", "", "1", "query", "", ""),
+            (other, "", "1", "gallery", "", "")]
+    numbers = camera_numbers(make_listing(rows))[1]
+    assert numbers[0] == numbers[1] != numbers[2]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_picture_is_turned_once(tmp_path, orientation, kind):
+    "A path goes through `read_image` and then through `as_pixels`, as do pictures that were read before."
+    flat = np.zeros((24, 12, 3), np.uint8)
+    flat[:8, :6] = 250
+    (tmp_path/"p").write_bytes(encoded(Image.fromarray(flat), kind, exif=turned(orientation)))
+    once = read_image(tmp_path/"p")
+    assert not once.getexif() and np.array_equal(upright_rgb(once), once)
+    expected = np.asarray(once.resize((12, 24), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    opened = Image.open(tmp_path/"p")
+    for one in (tmp_path/"p", once, opened): assert np.array_equal(as_pixels(one, (24, 12)), expected)
+    assert opened.getexif()[274] == orientation                          # the caller's picture keeps what it knows
+
+
+def test_a_picture_of_32_bit_numbers_has_no_white():
+    with pytest.raises(DataError, match="32-bit whole numbers has no fixed white; give bytes"):
+        as_pixels(Image.fromarray(np.full((24, 12), 200, np.int32)), (24, 12))

@@ -221,3 +221,17 @@ def test_tracks_of_mars_and_none_of_market(tmp_path):
     crops(tmp_path/"market1501", *(f"{f}/0001_c{c}s1_000001_00.jpg" for f, c in (
         ("bounding_box_train", 1), ("query", 1), ("bounding_box_test", 2))))
     assert load_domain("market1501", tmp_path).train.tracks is None
+
+
+def test_numbers_and_empty_cells_as_names_of_tracks():
+    assert track_numbers([0, 0, 0], [0, 0, 1]).tolist() == [0, 0, 1]
+    assert track_numbers([0]*5, [float("nan"), None, "", -1, "a"]).tolist() == [-1]*4 + [0]
+
+
+@pytest.mark.parametrize("times, seconds", [
+    (np.array(["2024-05-01", "NaT"], "datetime64[s]"), [1714521600, np.nan]),
+    (np.array(["2024-05-01", "NaT"], "datetime64[ns]"), [1714521600, np.nan]),
+    (np.array([2, 3], "timedelta64[m]"), [120, 180]), ([1, 2], [1, 2])], ids=str)
+def test_dates_of_numpy_are_seconds(times, seconds):
+    np.testing.assert_array_equal(Split(["a", "b"], [1, 2], [0, 0], times=times).times, np.array(seconds, float))
+    np.testing.assert_array_equal(Unlabelled(["a", "b"], [0, 0], times=times).times, np.array(seconds, float))

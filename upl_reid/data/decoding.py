@@ -26,19 +26,24 @@ def upright_rgb(
 ) -> Image.Image: # RGB
     """A picture turned by its EXIF orientation, in 8-bit RGB; of 16 bits the upper 8 are kept.
 
-    Raises `ValueError` for a picture that is empty, too large or made of floats."""
+    What comes out has no orientation any more, so doing it twice is as doing it once. Raises `ValueError` for a picture
+    that is empty, too large, made of floats, or made of 32-bit numbers that come from no file."""
     pixels = image.width*image.height
     if not 0 < pixels <= MAX_PIXELS:
         fault = f"more than {MAX_PIXELS:,}" if pixels else "none"
         raise ValueError(f"{image.width} x {image.height} pixels, {fault}")
     if image.mode == "F": raise ValueError("a picture of floats has no fixed black and white")
+    if image.mode == "I" and image.format is None:
+        raise ValueError("a picture of 32-bit whole numbers has no fixed white; give bytes")
     image.load()
     try: turn = TURNS.get(image.getexif().get(0x0112, 0))
     except Exception: turn = None                           # damaged EXIF data tells no orientation
     if turn: image = image.transpose(Image.Transpose[turn])
     if image.mode.startswith("I"): image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info: image = image.convert("RGBA")    # else PIL warns
-    return image.convert("RGB")
+    image = image.convert("RGB")                            # always a copy
+    image.info = {}                                         # where EXIF and XMP say how to turn it
+    return image
 
 # %% ../../nbs/data/10_decoding.ipynb #c992e864
 def unreadable_reason(

@@ -8,13 +8,13 @@ __all__ = ['PICTURE_SUFFIXES', 'OTHER_SUFFIXES', 'SYSTEM_FOLDERS', 'VIDEO_SUFFIX
            'BY_SPLIT', 'FEWEST', 'DARK', 'raise_faults', 'known_text', 'is_not_utf8', 'count_fault', 'field_fault',
            'find_file', 'file_fault', 'parse_row', 'repeat_fault', 'used_columns', 'check_header', 'table_lines',
            'read_lines', 'natural_sort_key', 'fixed_number', 'identity_numbers', 'likeness_key', 'alike_note',
-           'make_listing', 'read_table', 'walk_folder', 'find_images', 'starts_like_picture', 'left_out_kind',
-           'ignored_files', 'cameras_by_folder', 'split_of', 'compile_pattern', 'parse_name', 'cameras_by_pattern',
-           'fitting_pattern', 'identity_doubt', 'has_camera_folders', 'split_doubt', 'has_cameras_inside', 'name_hint',
-           'folder_doubt', 'read_folder', 'unlisted_note', 'list_images', 'camera_numbers', 'check_measurable',
-           'as_domain', 'load_folder', 'relative_name', 'write_table', 'examine_image', 'camera_advice', 'size_advice',
-           'dark_advice', 'count_advice', 'pair_advice', 'check_images', 'readable_images', 'verdict',
-           'report_in_words']
+           'kind_notes', 'make_listing', 'read_table', 'walk_folder', 'find_images', 'starts_like_picture',
+           'left_out_kind', 'ignored_files', 'cameras_by_folder', 'split_of', 'compile_pattern', 'parse_name',
+           'cameras_by_pattern', 'fitting_pattern', 'identity_doubt', 'has_camera_folders', 'split_doubt',
+           'has_cameras_inside', 'name_hint', 'folder_doubt', 'read_folder', 'unlisted_note', 'list_images',
+           'camera_numbers', 'check_measurable', 'as_domain', 'load_folder', 'relative_name', 'write_table',
+           'examine_image', 'camera_advice', 'size_advice', 'dark_advice', 'count_advice', 'pair_advice',
+           'check_images', 'readable_images', 'verdict', 'report_in_words']
 
 # %% ../../nbs/data/20_own_crops.ipynb #11f789b7
 import csv, hashlib, io, os, re, unicodedata, warnings
@@ -29,7 +29,7 @@ import pandas as pd
 from ..core import any_names, DataError, given_path, map_in_threads, printable_text, write_atomic
 from .decoding import read_image
 from .splits import Domain, Split
-from .tracks import CLOCK, moment, seconds_of_text, track_numbers
+from .tracks import CLOCK, moment, seconds_of_text, time_kind, track_numbers
 
 # %% ../../nbs/data/20_own_crops.ipynb #44937ed2
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
@@ -53,12 +53,12 @@ def raise_faults(
     raise DataError("\n  ".join([f"{what} has {count}; {remedy}:", *faults[:10], *more]))
 
 # %% ../../nbs/data/20_own_crops.ipynb #a798459b
-NO_VALUE = {"nan", "<na>", "nat", "none", "null", "na", "n/a", "#n/a"} # words for an empty cell, in lower case
+NO_VALUE = {"nan", "<na>", "nat", "none", "null", "na", "n/a", "#n/a", "unknown", "unlabeled", "unlabelled", "?", "-"}
 
 def known_text(
     text: str, # of a cell, or a part of a file's name
 ) -> str: # empty: nothing is known
-    "Text without spaces around it, in Unicode's composed form; empty for a word that stands for an empty cell."
+    "Text without spaces around it, in Unicode's composed form; empty for a word of `NO_VALUE`, in any case."
     text = text.strip()
     return "" if text.lower() in NO_VALUE else unicodedata.normalize("NFC", text)
 
@@ -123,7 +123,7 @@ def parse_row(
     get = lambda name: fields.get(name, fields.get(WILDLIFE.get(name, name), "")).strip()
     name, split = get("path"), known_text(get("split"))
     camera, pid, track = (re.sub(r"^(-?\d+)\.0+$", r"\1", get(name)) for name in ("camid", "pid", "track"))
-    if "pid" not in fields and pid.lower() == "unknown": pid = ""
+    if "pid" not in fields and pid.lower() == "unknown": pid = ""   # as `identities` and wildlife tables write it
     if fault := field_fault(name, known_text(pid), split): return None, fault
     path = find_file(fields["path"], home)
     if there and (fault := file_fault(fields, name, path)): return None, fault
@@ -249,7 +249,8 @@ def likeness_key(
     name: str, # of a camera or identity
 ) -> tuple: # equal for names that are probably meant to be one
     "What a name is but for case, spaces and dashes, leading zeros, and how a number is written."
-    name = unicodedata.normalize("NFKC", name).casefold().strip()
+    seen = (c for c in unicodedata.normalize("NFKC", name).casefold() if unicodedata.category(c) != "Cf")
+    name = "".join(str(unicodedata.digit(c, c)) for c in seen).strip()   # without invisible characters; 1 for any 1
     if re.fullmatch(r"[+-]?\d{1,30}(\.\d{0,30})?(e[+-]?\d{1,3})?", name, re.ASCII): return (Decimal(name),)
     return tuple(part.lstrip("0") or "0"*bool(part) for part in re.split(r"(\d+)", re.sub(r"[\s_-]+", " ", name)))
 
@@ -267,23 +268,46 @@ def alike_note(
 
 # %% ../../nbs/data/20_own_crops.ipynb #9797e118
 def _known_columns(frame):
-    "Columns of `NO_VALUE`'s words become empty; the second value has a note for each column that had some."
+    "Words of `NO_VALUE`, and the camera or track -1, become empty; the second value has a note for each such column."
     columns, notes = {}, []
     for name in ("camid", "pid", "time", "track"):
         columns[name] = pd.Series([known_text(t) for t in frame[name]], frame.index, object)
+        if name in ("camid", "track"): columns[name] = columns[name].where(columns[name] != "-1", "")
         if len(gone := frame[name][(columns[name] == "") & (frame[name].str.strip() != "")]):
             notes.append(f"{name} {printable_text(gone.iloc[0])!r} is read as unknown, in {len(gone):,} pictures")
     return frame.assign(**columns), notes
 
 # %% ../../nbs/data/20_own_crops.ipynb #71e0be5a
+def kind_notes(
+    times: Sequence[str], # of which `moment` makes something
+) -> list: # of sentences
+    "Notes on times that are written in several ways."
+    kinds, notes, alike = Counter(map(time_kind, times)), [], "write all in one way"
+    dates = kinds["date"] + kinds["zone"]
+    others = len(times) - dates
+    if dates and others:
+        notes.append("some times are dates and others are not, so they cannot be compared; give all pictures dates")
+    if kinds["clock"] and others > kinds["clock"]:
+        notes.append(f"{kinds['clock']:,} times are times of day, and {others - kinds['clock']:,} are numbers and are "
+                     f"taken for seconds since midnight; {alike}")
+    if kinds["date"] and kinds["zone"]:
+        notes.append(f"{kinds['zone']:,} dates name a time zone, and {kinds['date']:,} do not and are taken for UTC; "
+                     f"{alike}")
+    if kinds["large"]:
+        notes.append(f"{kinds['large']:,} times are numbers as large as milliseconds since 1970 and are taken for "
+                     "seconds; give seconds")
+    if kinds["day"]:
+        notes.append(f"{kinds['day']:,} times look like days without dashes and are taken for seconds; write a day as "
+                     "2024-05-01")
+    return notes
+
 def _time_notes(frame):
     "Notes on times that are no times, or that hold for several days."
     found, notes, ends = [moment(t) for t in frame.time], [], dict[tuple, list]()
     wrong = [t for t, m in zip(frame.time, found) if t and m is None]
     if wrong: notes.append(f"the time of {len(wrong):,} pictures cannot be used, first {printable_text(wrong[0])!r}; "
                            "give seconds, 9:00:03 or 2024-05-01T09:00:03")
-    if len({m[0] for m in found if m}) == 2:
-        notes.append("some times are dates and others are not, so they cannot be compared; give all pictures dates")
+    notes += kind_notes([t for t, m in zip(frame.time, found) if m])
     for *track, time, m in zip(frame.camid, frame.track, frame.time, found):
         if track[1] and CLOCK.fullmatch(time): ends.setdefault(tuple(track), []).append(m[1])
     long = [track for (_, track), seconds in ends.items() if max(seconds) - min(seconds) > 12*3600]
@@ -420,7 +444,8 @@ def split_of(
     name: str, # of a folder, such as bounding_box_train
 ) -> str: # empty: it says none of them, or several
     "The split that a folder's name says: train, query or gallery."
-    said = [split for split in ("train", "query", "gallery") if split in name.lower()]
+    words = dict(train="train", query="query", probe="query", gallery="gallery")
+    said = list({split: word for word, split in words.items() if word in name.lower()})
     if not said and "test" in name.lower(): return "gallery"
     return said[0] if len(said) == 1 else ""
 
@@ -434,6 +459,9 @@ def compile_pattern(
     except (re.error, OverflowError, RecursionError) as e:
         example = r"for example (?P<pid>\d+)_c(?P<cam>\d+)"
         raise DataError(f"{shown} is no regular expression ({e}); {example}") from None
+    if other := sorted({*fit.groupindex} - {"cam", "pid", "split", "time", "track"}):
+        raise DataError(f"{shown} has the group {other[0]!r}, which means nothing here; call groups cam, pid, split, "
+                        "time or track, and write (?:...) for one that needs no name")
     if not {"cam", "pid"} & set(fit.groupindex):
         groups = "no group (?P<cam>...) for the camera or (?P<pid>...) for the identity"
         example = r"for example c(?P<cam>\d+), or (?P<split>[^/]+)/(?P<pid>\d+)_c(?P<cam>\d+)"
@@ -633,7 +661,7 @@ def camera_numbers(
     numbers = np.array([place[name] for name in images.camid], np.int64)
     own = ((images.camid == "") & (images.split != "train")).to_numpy()
     seen: dict = {}
-    files = np.array([seen.setdefault(os.path.abspath(path), len(seen)) for path in images.path], np.int64)
+    files = np.array([seen.setdefault(os.path.realpath(path), len(seen)) for path in images.path], np.int64)
     return names, np.where(own, len(names) + files, numbers)
 
 # %% ../../nbs/data/20_own_crops.ipynb #4b41adb4

@@ -58,9 +58,13 @@ def time_column(
     times, # (N,) seconds, NaN: unknown; or None
     n: int, # number of paths
 ) -> np.ndarray | None: # (N,) float64, read-only; None if no time is known
-    "The time of each image in seconds. Raises `DataError` for another length and for text."
+    "The time of each image in seconds, since 1970 for dates. Raises `DataError` for another length and for text."
     if times is None: return None
-    try: column = np.array(to_numpy(times), np.float64)
+    try:
+        given = np.asarray(to_numpy(times))
+        if given.dtype.kind == "M": given = given - np.datetime64(0, "s")
+        if given.dtype.kind == "m": given = given/np.timedelta64(1, "s")                  # NaN where there is no time
+        column = np.array(given, np.float64)
     except (TypeError, ValueError) as e: raise DataError(f"times are no seconds ({e}); give numbers") from None
     if column.shape != (n,):
         raise DataError(f"times have shape {column.shape} beside {n} paths; give one for each path")
