@@ -1002,3 +1002,47 @@ def test_what_would_be_ignored_is_refused(home, capsys, tmp_path, monkeypatch):
     check = ["check", str(home/"mine/crops"), "--table", str(tmp_path/"t.csv")]
     assert main(check) in (0, 3) and main(check) == 1
     assert "t.csv exists and is not replaced" in capsys.readouterr().err
+
+
+def test_what_is_read_otherwise_or_left_out_is_told_by_every_command(home, capsys, tmp_path):
+    "Unknown cameras, alike names and files of other formats, from a table and from a folder."
+    rows = pd.read_csv(home/"mine/truth.csv").query("split != 'train'").assign(
+        path=lambda t: [str(home/"mine"/p) for p in t.path])
+    rows.loc[rows.index[::2], "camid"] = rows.camid[::2].str.upper()
+    rows["time"] = np.where(rows.split == "gallery", "9h05", "")
+    rows.to_csv(tmp_path/"t.csv", index=False)
+    for n, path in enumerate(rows.path[:4]):
+        (tmp_path/"crops/cam1").mkdir(parents=True, exist_ok=True)
+        image = Image.open(path)
+        image.save(tmp_path/f"crops/cam1/{n}.{'tif' if n % 2 else 'png'}")
+    model, query = home/"model.safetensors", rows.path.iloc[0]
+    for root, words in ((tmp_path/"t.csv", ("are taken for different ones", "cannot be used, first '9h05'")),
+                        (tmp_path/"crops", ("2 left out, first cam1/1.tif",))):
+        asked = [("search", model, root, query), ("identities", model, root, tmp_path/"who.csv")]
+        if root.suffix: asked.append(("evaluate", model, root))
+        for command in asked:
+            code, out, err = said(capsys, *command, "--device", "cpu", "--json")
+            assert code == 3, (command, err)
+            for word in words: assert sum(word in note for note in json.loads(out)["notes"]) == 1, (command, word)
+            (tmp_path/"who.csv").unlink(missing_ok=True)
+            text = said(capsys, *command, "--device", "cpu")[1]
+            assert "\nnote: " in text and all(word in text for word in words)
+            (tmp_path/"who.csv").unlink(missing_ok=True)
+
+
+def test_pictures_of_nobody_are_counted_when_every_other_one_is_a_query(home, capsys, tmp_path):
+    table = pd.read_csv(home/"mine/truth.csv").assign(path=lambda t: [str(home/"mine"/p) for p in t.path])
+    table["pid"] = table.pid.astype(object)
+    table.loc[::2, "pid"] = ""
+    table[["path", "camid", "pid"]].to_csv(tmp_path/"t.csv", index=False)
+    asked = "evaluate", home/"model.safetensors", tmp_path/"t.csv", "--leave-one-out", "--device", "cpu"
+    facts = json.loads(said(capsys, *asked, "--json")[1])
+    assert facts["without_pid"] == -(-len(table)//2) and facts["gallery"] + facts["without_pid"] == len(table)
+    assert f"; {facts['without_pid']:,} images without a pid left out" in said(capsys, *asked)[1]
+
+
+def test_a_length_of_zero_is_refused(home, capsys, tmp_path):
+    for dim in (0, 1, -3):
+        asked = "adapt", home/"mine/crops", tmp_path/"m.safetensors", "--preset", "tiny", "--dim", dim
+        code, _, err = said(capsys, *asked)
+        assert code == 1 and f"--dim {dim}: vectors have at least 2 dimensions" in err

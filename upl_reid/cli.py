@@ -8,14 +8,14 @@ __all__ = ['core', 'MARK', 'PRESET_NAMES', 'CROPS', 'MODEL', 'DEVICE', 'PATTERN'
            'COMMANDS', 'EXAMPLES', 'has_mark', 'has_page_mark', 'has_metadata', 'has_parquet_facts', 'check_out',
            'show_bars', 'check', 'synth', 'choose_network', 'watched_run', 'pretrain', 'crops_for_card',
            'answers_to_use', 'answers_in_words', 'compare_starts', 'checked_crops', 'adapt', 'count_matches',
-           'measure_retrieval', 'leave_one_out', 'evaluate', 'same_model', 'file_marks', 'named_images', 'entries_of',
-           'is_changed', 'images_to_embed', 'name_people', 'build_gallery', 'count_images', 'left_out_lines',
-           'file_is_gone', 'gone_entries', 'gallery_notes', 'gallery_to_write', 'measure_gallery', 'forget_changed',
-           'changed_note', 'index_crops', 'index_parquet', 'threshold_lines', 'index', 'entry_name', 'check_forget',
-           'time_notes', 'forget_notes', 'forget', 'as_lines', 'own_camera', 'Asked', 'tracks_to_search', 'search',
-           'browse', 'is_identities', 'identities', 'tasks', 'is_tasks', 'is_labels', 'labels', 'export', 'run',
-           'named_folders', 'records', 'reports', 'argument', 'as_path', 'make_parser', 'print_text', 'to_json_value',
-           'warning_line', 'main']
+           'measure_retrieval', 'listing_notes', 'leave_one_out', 'evaluate', 'same_model', 'file_marks',
+           'named_images', 'entries_of', 'is_changed', 'images_to_embed', 'name_people', 'build_gallery',
+           'count_images', 'left_out_lines', 'file_is_gone', 'gone_entries', 'gallery_notes', 'gallery_to_write',
+           'measure_gallery', 'forget_changed', 'changed_note', 'index_crops', 'index_parquet', 'threshold_lines',
+           'index', 'entry_name', 'check_forget', 'time_notes', 'forget_notes', 'forget', 'as_lines', 'own_camera',
+           'Asked', 'tracks_to_search', 'search', 'browse', 'is_identities', 'identities', 'tasks', 'is_tasks',
+           'is_labels', 'labels', 'export', 'run', 'named_folders', 'records', 'reports', 'argument', 'as_path',
+           'make_parser', 'print_text', 'to_json_value', 'warning_line', 'main']
 
 # %% ../nbs/cli.ipynb #98318773
 import argparse, json, math, numbers, os, shlex, shutil, sys, tempfile, warnings
@@ -163,7 +163,8 @@ def choose_network(
     a: argparse.Namespace, # parsed arguments, with preset, backbone, size, dim, pooling, weights, start
 ) -> tuple: # preset, fields of `RunConfig` that replace its network, one sentence that says why
     "The preset and network of a command: what is given, else a start model's, else `photo` for pretrained weights."
-    given = {name: getattr(a, name) for name in experiments.NETWORK if getattr(a, name)}
+    given = {name: value for name in experiments.NETWORK if (value := getattr(a, name)) not in (None, "")}
+    if given.get("dim", 2) < 2: raise core.ConfigError(f"--dim {given['dim']}: vectors have at least 2 dimensions")
     if a.start:
         facts = deployment.Embedder.load(a.start, "cpu").facts
         own = {name: facts.get(name, "avg") for name in experiments.NETWORK}
@@ -442,10 +443,17 @@ def measure_retrieval(
     return facts | (count_matches(embedder.calibration, q, qp, qc, g, gp, gc) if embedder.calibration else {})
 
 # %% ../nbs/cli.ipynb #bc7ee327
+def listing_notes(
+    images: "pd.DataFrame", # of `list_images`
+    root: str | Path, # folder or table that they are of
+) -> list: # of sentences
+    "What is to be told about listed images: how they were read, and what was left out."
+    return [*filter(None, [images.attrs["doubt"]]), *images.attrs["notes"], *data.ignored_files(root)]
+
 def leave_one_out(
     images: "pd.DataFrame", # of `list_images`, with identities
 ) -> "pd.DataFrame": # each picture with an identity as a query and in the gallery
-    "Every picture as a query for all others. Raises `DataError` without identities."
+    "Every picture of a person as a query for all others. Raises `DataError` without identities."
     import pandas as pd
     person = images.pid >= (images.split != "train")    # 0 is a person in train, and nobody in query and gallery
     pid = images.pid.where(~person, images.pid + 1)
@@ -463,18 +471,22 @@ def evaluate(
     exported = core.given_path(a.model).suffix == ".onnx"
     embedder = deployment.OnnxEmbedder(a.model) if exported else deployment.Embedder.load(a.model, a.device)
     images = data.list_images(a.root, a.pattern)
+    notes, listed = listing_notes(images, a.root), images.path.nunique()
     if a.leave_one_out: images = leave_one_out(images)
     m = measure_retrieval(embedder, images, a.rerank, show_bars(a))
+    m["without_pid"] += (listed - images.path.nunique())*a.leave_one_out
     shares = ", ".join(f"{k} {100*v:.1f} %" for k, v in m.items() if k in ("mAP", "mINP") or k.startswith("rank-"))
     counts = f"{m['queries']:,} queries in {m['gallery']:,} images, {m['skipped']} without a match left out"
     if m["without_pid"]:
-        counts += f"; {m['without_pid']:,} gallery images without a pid left out (write 0 for people who match nobody)"
+        which = "images" if a.leave_one_out else "gallery images"
+        counts += f"; {m['without_pid']:,} {which} without a pid left out (write 0 for people who match nobody)"
     lines = [f"{shares} ({counts})"]
     for rate in (k.removeprefix("false matches at ") for k in m if k.startswith("false")):
         false, true = (100*m[f"{kind} matches at {rate}"] for kind in ("false", "true"))
         lines.append(f"threshold for a false-match rate of {100*float(rate):g} %: passed by {false:.2f} % of the pairs "
                      f"of different people and {true:.1f} % of the pairs of one person")
-    return m, "\n".join(lines), 0
+    facts = {**m, "notes": notes} if notes else m
+    return facts, "\n".join([*lines, *(f"note: {n}" for n in notes)]), 3 if notes else 0
 
 # %% ../nbs/cli.ipynb #e1d0a5ac
 def same_model(
@@ -719,8 +731,7 @@ def index_crops(
     if isinstance(gallery, deployment.FileGallery): measure_gallery(gallery, embedder)
     if gallery.calibration != stored: gallery.commit()
     gone = [] if deployment.is_postgres(a.out) else gone_entries(gallery)       # files of other machines are not here
-    doubt = [images.attrs["doubt"]] if images.attrs["doubt"] else []
-    notes = [*doubt, *images.attrs["notes"], *data.ignored_files(a.root), *gallery_notes(gallery, gone, Path(a.out))]
+    notes = [*listing_notes(images, a.root), *gallery_notes(gallery, gone, Path(a.out))]
     return counts, bad, [*notes, *changed_note(sum(answers))], len(gone)
 
 # %% ../nbs/cli.ipynb #f1170021
@@ -850,15 +861,15 @@ def as_lines(
 def _open_gallery(
     a: argparse.Namespace, # parsed arguments
     embedder: "Embedder", # makes vectors of a folder
-) -> tuple: # the gallery, sentences on pictures that cannot be read
+) -> tuple: # the gallery, sentences on pictures that cannot be read, notes of `listing_notes`
     "The gallery to search: from its file, or made of a folder or table. Raises `DataError` if it is empty."
-    source, bad = core.given_path(a.gallery), []
+    source, bad, notes = core.given_path(a.gallery), [], []
     if deployment.is_postgres(a.gallery) or source.suffix == ".safetensors" or not source.exists():
         gallery = same_model(deployment.open_gallery(a.gallery), embedder)
         if not len(gallery): raise core.DataError(f"the gallery {source} is empty; add pictures with upl-reid index")
     else:
         images = data.list_images(source, a.pattern)
-        if images.attrs["doubt"]: print(f"note: {images.attrs['doubt']}", file=sys.stderr, flush=True)
+        notes = listing_notes(images, source)
         gallery, _, bad = build_gallery(embedder, images, progress=show_bars(a))
         if a.false_match_rate is not None: measure_gallery(gallery, embedder)        # as `index` does
     if not len(gallery): raise core.DataError(f"no picture in {source} can be read; first: {bad[0]}")
@@ -867,7 +878,7 @@ def _open_gallery(
         if camera not in cameras:
             raise core.ConfigError(f"no camera {core.printable_text(camera)!r} in the gallery; "
                                    f"it has {', '.join(map(core.printable_text, cameras[:20]))}")
-    return gallery, bad
+    return gallery, bad, notes
 
 # %% ../nbs/cli.ipynb #c1de0009
 def own_camera(
@@ -908,7 +919,7 @@ def tracks_to_search(
     roots: list, # folders and tables of crops with tracks
     pattern: str | None, # of the names in folders
     most: int = 0, # evenly spaced tracks at most; 0: all
-) -> tuple: # path, camera, track of the pictures; sentences on names that may mislead
+) -> tuple: # path, camera, track of the pictures; notes of `listing_notes`
     "The pictures of tracks. Raises `DataError` where no picture has a track."
     import pandas as pd
     listed = [data.list_images(root, None if core.given_path(root).is_file() else pattern) for root in roots]
@@ -922,7 +933,7 @@ def tracks_to_search(
         numbers = data.track_numbers(list(images.camid), list(images.track))
         stride = max(1, (numbers.max() + 1)//most)
         images = images[pd.Series(numbers, images.index).isin(range(stride//2, stride//2 + most*stride, stride))]
-    return images, [part.attrs["doubt"] for part in listed if part.attrs["doubt"]]
+    return images, [note for root, part in zip(roots, listed) for note in listing_notes(part, root)]
 
 # %% ../nbs/cli.ipynb #c4824621
 def _named_track(rows, pictures):
@@ -1040,9 +1051,8 @@ def search(
     embedder = deployment.Embedder.load(a.model, a.device)
     if a.picture: check_out(a.picture, (".png", ".pdf"), has_mark)
     if a.html: check_out(a.html, (".html", ".htm"), has_page_mark)
-    images, doubts = _listed_tracks(a) if a.tracks else (None, [])
-    gallery, bad = _open_gallery(a, embedder)
-    for doubt in doubts: print(f"note: {doubt}", file=sys.stderr, flush=True)
+    images, told = _listed_tracks(a) if a.tracks else (None, [])
+    gallery, bad, notes = _open_gallery(a, embedder)
     asked = _queries(a, gallery, embedder) if images is None else _tracks_as_queries(a, gallery, embedder, images)
     where = a.k, asked.without, a.false_match_rate, a.camera, a.since, a.until
     hits, kind = gallery.search(asked.vectors, *where), "tracks" if a.tracks else "pictures"
@@ -1050,7 +1060,7 @@ def search(
     text = [] if a.query else [first]
     text += _hits_in_words(asked.names, asked.without, hits) + _write_hits(a, asked, hits)
     bad = [*asked.bad, *(b for b in bad if b not in asked.bad)]
-    notes = time_notes(gallery, (a.since, a.until), "not searched")
+    notes = list(dict.fromkeys([*told, *notes, *time_notes(gallery, (a.since, a.until), "not searched")]))
     facts = dict(queries=[str(q) for q in asked.paths], hits=hits.to_dict("records"), left_out=bad)
     facts |= (dict(tracks=asked.tracks) if a.tracks else {}) | (dict(notes=notes) if notes else {})
     lines = [*text, *left_out_lines(bad), *(f"note: {note}" for note in notes)]
@@ -1089,9 +1099,9 @@ def is_identities(
 def _crops_to_name(
     a: argparse.Namespace, # parsed arguments
     embedder: "Embedder", # makes vectors of a folder
-) -> tuple: # gallery, dict path -> (track, time), sentences on pictures that cannot be read
+) -> tuple: # gallery, dict path -> (track, time), sentences on pictures that cannot be read, notes of `listing_notes`
     "The crops of a gallery, or of a folder or table, as a gallery. Raises `DataError` for doubts and without crops."
-    source, bad, seen = core.given_path(a.root), [], {}
+    source, bad, seen, notes = core.given_path(a.root), [], {}, []
     if deployment.is_postgres(a.root):
         with deployment.open_gallery(a.root) as there: gallery = same_model(deployment.in_memory(there), embedder)
     elif source.suffix == ".safetensors" or not source.exists():
@@ -1099,12 +1109,13 @@ def _crops_to_name(
     else:
         images = data.list_images(source, a.pattern)
         if images.attrs["doubt"]: raise core.DataError(f"{source}: {images.attrs['doubt']}")
+        notes = listing_notes(images, source)
         seen = {core.absolute_name(p): (t, s) for p, t, s in zip(images.path, images.track, images.time)}
         gallery, _, bad = build_gallery(embedder, images, progress=show_bars(a))
         measure_gallery(gallery, embedder)                               # as `index` does
     if bad and not len(gallery): raise core.DataError(f"no crop in {source} can be read; first: {bad[0]}")
     if not len(gallery): raise core.DataError(f"the gallery {source} is empty; add pictures with upl-reid index")
-    return gallery, seen, bad
+    return gallery, seen, bad, notes
 
 # %% ../nbs/cli.ipynb #7a8c73df
 def _known_here(a, gallery, seen, known, there):
@@ -1206,12 +1217,12 @@ def identities(
     embedder, kept = deployment.Embedder.load(a.model, a.device), there or Path(where).suffix == ".safetensors"
     deployment.rate_threshold(embedder.calibration, a.rate)              # raises before any work is done
     known = deployment.read_known(a.known) if a.known else {}
-    gallery, seen, bad = _crops_to_name(a, embedder)
+    gallery, seen, bad, listed = _crops_to_name(a, embedder)
     known, lost = _known_here(a, gallery, seen, known, there)
     paths, cameras, tracks, found, notes, answers = _named_crops(a, gallery, seen, known, embedder)
     if kept: _store_names(gallery, out, there, paths, found.names)
     else: deployment.write_identities(out, paths, cameras, found, tracks)
-    unknown, notes = found.names.count(deployment.UNKNOWN), [*found.notes, *notes, *lost]
+    unknown, notes = found.names.count(deployment.UNKNOWN), [*listed, *found.notes, *notes, *lost]
     people, old = len({*found.names} - {deployment.UNKNOWN}), {who for who, _ in known.values()}
     facts = dict(out=where, crops=len(paths), identities=people, unknown=unknown, left_out=bad, notes=notes,
                  known=sum(who in old for who in found.names), **({"answers": answers} if answers else {}))
