@@ -324,6 +324,16 @@ def test_checkpoint_that_does_not_fit_leaves_the_body_alone(fault):
     assert same(body.state_dict(), before)
 
 
+def test_weights_with_a_stem_are_taken_whole_or_not_at_all():
+    source, body = stemmed((16, 8), depth=2), StemViT(TOY, (16, 8))
+    assert load_deit(body, source.state_dict()) == [] and same(body.state_dict(), source.state_dict())
+    for state in (StemViT(TOY, (16, 16)).state_dict(),                                  # another grid
+                  {k: v for k, v in source.state_dict().items() if not k.startswith("embed.")},
+                  {**source.state_dict(), "blocks.2.norm1.weight": torch.ones(8)}):
+        with pytest.raises(DataError, match="does not fit.*--start"): load_deit(body, state)
+        assert same(body.state_dict(), source.state_dict())
+
+
 def test_load_deit_leaves_the_checkpoint_alone():
     state, body = stock().state_dict(), stemmed()
     before = {k: v.clone() for k, v in state.items()}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from upl_reid.components.encoder import build_encoder
-from upl_reid.core import ConfigError, DataError, read_tensors
+from upl_reid.core import ConfigError, DataError, read_tensors, write_tensors
 from upl_reid.deployment.embedder import Embedder
 from upl_reid.experiments import runs
 from upl_reid.experiments.config import PRESETS, RunConfig, parse_size
@@ -184,6 +184,19 @@ def test_what_is_no_model_is_refused(store, weights, tmp_path):
                        device="cpu", progress=False)
     with pytest.raises(DataError, match="body.pth is no model.*--weights"): go(weights)
     with pytest.raises(ConfigError, match="no model file at .*gone"): go(tmp_path/"gone")
+
+
+@pytest.mark.parametrize("backbone", ["micro", "mobilenetv3_small_050"])
+def test_a_model_is_no_file_of_weights(backbone, tmp_path):
+    encoder = build_encoder(backbone, (32, 32), 16)
+    facts = dict(format=1, backbone=backbone, size=[32, 32], dim=16, method="pretrain")
+    file = write_tensors(tmp_path/"m.safetensors", encoder.state_dict(), upl_reid=json.dumps(facts))
+    with pytest.raises(DataError, match="m.safetensors is a model of this project.*--start") as e:
+        build_encoder(backbone, (48, 24), 16, str(file))
+    assert "\n" not in str(e.value)
+    write_tensors(file, encoder.body.state_dict())                       # the same network without facts
+    body = build_encoder(backbone, (32, 32), 16, str(file), seed=5).body.state_dict()
+    assert all(torch.equal(v, body[k]) for k, v in encoder.body.state_dict().items())
 
 
 def test_two_networks_cannot_start_from_one(model, store):

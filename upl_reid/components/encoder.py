@@ -274,14 +274,18 @@ def load_deit(
 ) -> list: # names in `body` that keep their random values
     """Copy a DeiT checkpoint's blocks, norm and resampled position embedding into a stemmed body (section 3.3).
 
-    Raises `DataError` if they do not fit."""
+    Weights with a stem of their own are copied whole. Raises `DataError` if they do not fit."""
     from timm.layers import resample_abs_pos_embed
     own = body.state_dict()
     names = {k for k in (*own, *state) if k.startswith(("blocks.", "norm."))}
     wrong, patches = sorted(misfits(own, state, names)), patch_positions(state.get("pos_embed"), body.width)
+    if not wrong and any(k in own and k.startswith(("stem.", "embed.")) for k in state):
+        load_named(body, state)
+        return []
     if wrong or patches is None:
         raise DataError(f"the checkpoint does not fit this body: {(wrong + ['pos_embed'])[0]} is missing, not needed "
-                        f"or of another shape; use a DeiT of width {body.width} and {len(body.blocks)} blocks")
+                        f"or of another shape; use a DeiT of width {body.width} and {len(body.blocks)} blocks, and "
+                        "--start for a model of upl-reid adapt")
     taken = {k: state[k] for k in names}
     taken["pos_embed"] = resample_abs_pos_embed(patches, list(body.grid), num_prefix_tokens=0)
     body.load_state_dict(taken, strict=False)
