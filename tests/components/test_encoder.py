@@ -343,6 +343,54 @@ def test_load_deit_leaves_the_checkpoint_alone():
     assert same(state, before)
 
 
+# ---------------------------------------------------------------- grids of position embeddings
+
+@pytest.mark.parametrize("side", [7, 14, 16])
+@pytest.mark.parametrize("grid", [(16, 8), (14, 14), (24, 8)])
+def test_usual_square_grids_are_resampled_without_a_word(side, grid):
+    deit, body = stock(img_size=16*side).state_dict(), stemmed((4*grid[0], 4*grid[1]))
+    vit = stock(img_size=(16*grid[0], 16*grid[1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_deit(body, deit)
+        found = fit_positions(vit, deit)["pos_embed"]
+    want = timm.layers.resample_abs_pos_embed(deit["pos_embed"], list(grid), num_prefix_tokens=1)
+    assert torch.equal(found, want) and torch.equal(body.pos_embed, want[:, 1:])
+
+
+@pytest.mark.parametrize("size, grid, words", [
+    ((512, 128), (16, 4), "256 positions.*16x16, but could be 32x8"),       # of the network's shape
+    ((128, 512), (4, 16), "256 positions.*16x16, but could be 8x32"),
+    ((256, 64), (16, 8), "64 positions.*8x8, but could be 16x4")])          # 8x8 places are no usual square
+def test_a_square_count_that_may_be_another_grid_is_said(size, grid, words):
+    state, vit = stock(img_size=size).state_dict(), stock(img_size=(16*grid[0], 16*grid[1]))
+    with pytest.warns(UserWarning, match=words): fit_positions(vit, state)
+    with pytest.warns(UserWarning, match=words): load_deit(stemmed((4*grid[0], 4*grid[1])), state)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit_positions(vit, state, square=True)
+
+
+def test_as_many_places_as_the_network_has_are_its_own_unless_they_are_known_as_a_square():
+    tall, square = stock(img_size=(512, 128), seed=1), stock(img_size=256).state_dict()
+    with pytest.warns(UserWarning, match="256 positions.*32x8, but could be 16x16"):
+        assert torch.equal(fit_positions(tall, square)["pos_embed"], square["pos_embed"])
+    want = timm.layers.resample_abs_pos_embed(square["pos_embed"], [32, 8], num_prefix_tokens=1)
+    assert torch.equal(fit_positions(tall, square, square=True)["pos_embed"], want)
+    state, body = stock(img_size=(256, 128)).state_dict(), stemmed((64, 32))
+    load_deit(body, state)
+    assert torch.equal(body.pos_embed, state["pos_embed"][:, 1:])           # 16x8, without the class token
+
+
+def test_a_class_token_is_no_patch():
+    state = stock(img_size=(192, 64)).state_dict()                          # 12x4 places and a class token: 7x7
+    with pytest.raises(DataError, match="no square grid of patches, nor 16x8"): load_deit(stemmed((64, 32)), state)
+    bare = dict(class_token=False, global_pool="avg", fc_norm=False)
+    for size in ((256, 128), 112):                                          # of 112: 7x7 places, as many as the file
+        with pytest.raises(DataError, match="1 class tokens and this network 0"):
+            fit_positions(stock(img_size=size, **bare), state)
+
+
 # ---------------------------------------------------------------- files
 
 STATE = {"a.weight": torch.arange(6.).view(2, 3), "b": torch.tensor([1, 2])}
