@@ -88,11 +88,14 @@ def naive_order(own, state):
 
 
 def test_order_agrees_with_a_loop():
+    "Names of one layer, x, come in the network's order of `weight` and `bias`, whatever their order in the file is."
     own = {"a.weight": torch.ones(2), "a.bias": torch.ones(2), "n.num_batches_tracked": torch.tensor(0)}
     choices = [("x.weight", 2), ("x.bias", 2), ("y.weight", 3), ("x.num_batches_tracked", 1), ("z.bias", 2)]
     for some in itertools.permutations(choices, 3):
         state = {k: torch.full((n,), float(i)) for i, (k, n) in enumerate(some)}
-        expected, found = naive_order(own, state), fit_order(own, state)
+        layers = {x: {k: v for k, v in sorted(state.items(), reverse=True) if k[0] == x} for x in "xyz"}
+        orders = [naive_order(own, names) for names in (state, *layers.values())]
+        expected, found = next((o for o in orders if o is not None), None), fit_order(own, state)
         assert found is state if expected is None else same(found, expected)
 
 
@@ -114,6 +117,30 @@ def test_another_librarys_names_and_missing_counters(tmp_path):
     encoder = build_encoder("mobilenetv2_050", (64, 32), 8, str(tmp_path/"w.pth"))
     own = encoder.body.state_dict()
     assert all(torch.equal(own[k], v) for k, v in source.state_dict().items() if not k.endswith("num_batches_tracked"))
+
+
+def test_names_in_the_order_of_the_alphabet_are_put_back_by_their_numbers(tmp_path):
+    "As in a safetensors file, where features.10 comes before features.2, and the classifier before both."
+    source, body = trained("mobilenetv2_050"), timm.create_model("mobilenetv2_050", num_classes=0)
+    safetensors.torch.save_file(torchvision_names(source.state_dict()), tmp_path/"w.safetensors")
+    state = read_weights(tmp_path/"w.safetensors")
+    assert list(state) != list(torchvision_names(source.state_dict()))
+    load_named(body, state)
+    assert all(torch.equal(body.state_dict()[k], v) for k, v in source.state_dict().items() if v.is_floating_point())
+
+
+def test_layers_that_words_tell_apart_keep_the_files_order():
+    "The alphabet has k before q before v, and nothing says which of equal shapes is which."
+    own = {f"{k}.weight": torch.ones(2) for k in ("qq", "kk", "vv")}
+    state = {f"l1.{k}.weight": torch.full((2,), float(i)) for i, k in enumerate("kqv")}
+    assert same(fit_order(own, state), dict(zip(own, state.values())))          # the given order, as ever
+    state = {"head.weight": torch.ones(3), **state}
+    assert fit_order(own, state) is state
+    numbered = {"a.weight": torch.ones(3), "l.10.weight": torch.full((2,), 3.), "l.2.weight": torch.full((2,), 2.),
+                "l.1.weight": torch.ones(2)}
+    assert [float(v[0]) for v in fit_order(own, numbered).values()] == [1, 2, 3]
+    between = {**numbered, "l.1.gamma": torch.ones(2)}                          # a tensor that the network lacks
+    assert fit_order(own, between) is between
 
 
 def test_what_does_not_fit_is_named_with_its_shapes_and_nothing_is_loaded():
@@ -146,6 +173,22 @@ def test_a_checkpoint_of_several_networks_says_which_is_taken(tmp_path):
         assert same(named_tensors(dict(a=one, b=dict(one))), one)
         fit_prefix(one, {f"{x}.{k}": v for x in "ab" for k, v in one.items()})
         fit_prefix(one, {f"module.{k}": v for k, v in one.items()} | {"head.weight": torch.zeros(3)})
+
+
+def test_of_several_networks_the_one_that_fits_is_taken(tmp_path):
+    body, small = timm.create_model("resnet18", num_classes=0), trained().state_dict()
+    own, file = body.state_dict(), tmp_path/"w.pth"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.save(dict(student=small, teacher=trained("resnet50").state_dict()), file)
+        assert same(read_weights(file, own), small)
+        assert same(build_encoder("resnet18", (64, 32), 8, str(file)).body.state_dict(), small)
+        torchvisions = torchvision_names(trained("mobilenetv2_050").state_dict())
+        other = timm.create_model("mobilenetv2_050", num_classes=0).state_dict()
+        assert same(named_tensors(dict(a=torchvisions, b=trained("resnet50").state_dict()), other), torchvisions)
+    teacher = {f"module.{k}": v + 1 for k, v in small.items()} | {"module.center": torch.zeros(9)}
+    with pytest.warns(UserWarning, match="'teacher', 'student'; 'teacher' is taken"):
+        assert same(named_tensors(dict(student=small, teacher=teacher), own), teacher)
 
 
 def test_weights_of_another_network_get_a_remedy():

@@ -441,7 +441,7 @@ def load_weights(
 ):
     "Copy pretrained weights into a body; `imagenet-or-none` warns where there are none. Raises as `build_encoder`."
     stock = weights in ("imagenet", "imagenet-or-none")             # timm's, of square images
-    try: state = pretrained_state(name) if stock else read_weights(weights)
+    try: state = pretrained_state(name) if stock else read_weights(weights, body.state_dict())
     except ConfigError as e:
         if weights != "imagenet-or-none": raise
         return warnings.warn(f"{e}. Training starts from random values, as weights='imagenet-or-none' allows")
