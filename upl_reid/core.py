@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'printable_text', 'DataError', 'ConfigError', 'RunError', 'seed_for', 'seeded_torch',
-           'pick_device', 'to_numpy', 'as_tensor', 'as_floats', 'match_type', 'count_pairs', 'given_path', 'file_mode',
-           'part_name', 'left_parts', 'write_atomic', 'write_folder', 'read_rows', 'read_tensors', 'write_tensors',
-           'any_names', 'absolute_name', 'project_root', 'in_test', 'map_in_threads', 'file_state', 'content_digest',
-           'cached_digests', 'cache_digests', 'file_digests']
+           'pick_device', 'to_numpy', 'as_tensor', 'as_floats', 'match_type', 'is_whole', 'count_pairs', 'given_path',
+           'file_mode', 'part_name', 'left_parts', 'write_atomic', 'write_folder', 'read_rows', 'read_tensors',
+           'write_tensors', 'any_names', 'absolute_name', 'project_root', 'in_test', 'map_in_threads', 'file_state',
+           'content_digest', 'cached_digests', 'cache_digests', 'file_digests']
 
 # %% ../nbs/core.ipynb #21c06eea
-import contextlib, errno, hashlib, json, operator, os, random, shutil, sqlite3, stat, threading, time, warnings
+import contextlib, errno, hashlib, json, numbers, operator, os, random, shutil, sqlite3, stat, threading, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
@@ -112,6 +112,13 @@ def match_type(
     "`value` in the type of `reference`: a tensor on the same device for a tensor, a numpy array otherwise."
     if isinstance(reference, torch.Tensor): return as_tensor(value).to(reference.device)
     return to_numpy(value)
+
+def is_whole(
+    value, # anything
+    least: int = 1, # smallest number that will do
+) -> bool:
+    "Whether a value is a whole number, numpy's too; True and False are none."
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least
 
 # %% ../nbs/core.ipynb #89688be2
 def count_pairs(

@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+from collections import deque
 
 import numpy as np
 import pytest
@@ -48,10 +49,23 @@ def test_an_opened_picture_is_the_picture_of_its_path(saved, tmp_path):
     for picture in (Image.new("F", (4, 4), .5), Image.new("RGB", (0, 5)), Image.open(tmp_path/"cut.jpg"), closed):
         fault(as_pixels, picture, (8, 4))
     embedder = Embedder.load(saved, "cpu")
-    for batch in (0, -1):
-        assert f"batch={batch}" in fault(embedder.embed, [tmp_path/"deep.png"], batch=batch, error=ConfigError)
+    for batch in (0, -1, 2., "2", True):
+        assert f"batch={batch!r}" in fault(embedder.embed, [tmp_path/"deep.png"], batch=batch, error=ConfigError)
     for one in (str(tmp_path/"deep.png"), tmp_path/"deep.png", Image.open(tmp_path/"deep.png")):
         assert "list" in fault(embedder.embed, one)
+    for none in ({tmp_path/"deep.png"}, frozenset(), {tmp_path/"deep.png": 1}, 7, None, np.array(1.)):
+        assert "no list of pictures; give a list" in fault(embedder.embed, none)
+
+
+def test_pictures_may_come_one_by_one(saved, tmp_path):
+    rng, embedder = np.random.default_rng(4), Embedder.load(saved, "cpu")
+    pictures = [Image.fromarray(rng.integers(0, 256, (48, 24, 3), dtype=np.uint8)) for _ in range(5)]
+    wanted = embedder.embed(pictures)
+    for form in (lambda: (p for p in pictures), lambda: iter(pictures), lambda: dict(enumerate(pictures)).values(),
+                 lambda: deque(pictures), lambda: tuple(pictures)):
+        np.testing.assert_array_equal(embedder.embed(form(), batch=2), embedder.embed(pictures, batch=2))
+        np.testing.assert_allclose(embedder.embed(form()), wanted, atol=1e-5)
+    assert embedder.embed(iter(())).shape == (0, embedder.dim)
 
 
 @pytest.mark.parametrize("picture", [np.zeros((4, 4)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8),

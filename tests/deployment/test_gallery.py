@@ -171,7 +171,7 @@ def test_what_is_wrong_adds_nothing():
         assert len(gallery) == 3 == len(gallery.vectors)
     fault(gallery.search, np.full((1, 8), np.nan))
     fault(gallery.search, some(2), without=["a"])
-    fault(gallery.search, some(1), k=0, error=ConfigError)
+    for k in (0, True, 2., "2", None): assert f"k={k!r}" in fault(gallery.search, some(1), k=k, error=ConfigError)
     fault(gallery.search, some(1), false_match_rate=.01, error=ConfigError)
     fault(Gallery(8).search, some(1))
     fault(Gallery, 8, recall=1, error=ConfigError)

@@ -46,7 +46,8 @@ def test_ece_extremes():
     assert expected_calibration_error(rounded_up, [1, 1, 1]) == 0
 
 @pytest.mark.parametrize("confidence, correct", [
-    ([], []), ([.5], [1, 0]), ([1.2], [1]), ([-.1], [1]), ([float("nan")], [1]), ([.5], [2]), ([[.5]], [[1]])])
+    ([], []), ([.5], [1, 0]), ([1.2], [1]), ([-.1], [1]), ([float("nan")], [1]), ([.5], [2]), ([[.5]], [[1]]),
+    (["a"], [1]), ([.5], ["no"]), ([[.5], [.5, .5]], [1, 1])])
 def test_bad_calibration_input_is_refused(confidence, correct):
     with pytest.raises(DataError): expected_calibration_error(confidence, correct)
 

@@ -124,7 +124,8 @@ def test_rerank_kind_and_range():
     alike = rerank(np.ones((2, 3)), np.ones((3, 3))) # no distance to divide by
     assert alike.shape == (2, 3) and 0 <= alike.min() and alike.max() < 1e-12
 
-@pytest.mark.parametrize("change", [dict(k1=0), dict(k2=0), dict(lambda_value=1.1), dict(lambda_value=-.1),
+@pytest.mark.parametrize("change", [dict(k1=0), dict(k2=0), dict(k1=20.), dict(k2="6"), dict(k1=None), dict(k1=True),
+                                    dict(lambda_value=".3"), dict(lambda_value=1.1), dict(lambda_value=-.1),
                                     dict(lambda_value=float("nan"))])
 def test_rerank_refuses_parameters_out_of_range(change):
     with pytest.raises(ConfigError): rerank(np.eye(3), np.eye(3), **change)
@@ -176,7 +177,7 @@ def test_expansion_in_blocks_is_the_same(monkeypatch):
 
 def test_unfit_expansions_are_refused():
     x = np.eye(3)
-    for how in (dict(k=0), dict(alpha=-1), dict(alpha=math.nan)):
+    for how in (dict(k=0), dict(k=2.), dict(k="2"), dict(alpha="3"), dict(alpha=-1), dict(alpha=math.nan)):
         with pytest.raises(ConfigError, match="k starts at 1"): expand_queries(x, x, **how)
     with pytest.raises(DataError, match="dimensions"): expand_queries(x, np.eye(4))
     with pytest.raises(DataError, match="query"): expand_queries(np.zeros((2, 3)), x)

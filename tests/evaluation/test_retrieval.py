@@ -285,6 +285,10 @@ GOOD = dict(query=np.eye(2), gallery=np.eye(2), query_pids=[1, 2], query_camids=
     (dict(gallery=np.array([[0., 0], [0, 1]])), "gallery feature 0"),
     (dict(gallery=np.array([[np.inf, 0], [0, 1]])), "gallery feature 0"),
     (dict(query_pids=[1]), "query pids"), (dict(gallery_camids=[1, 1, 1]), "gallery camids"),
+    (dict(gallery_pids=[[1], [1, 2]]), "gallery pids make no table.*equal length"),
+    (dict(gallery=[[1, 0], [1]]), "gallery features make no table.*equal length"),
+    (dict(query=[["a", "b"]]), "query features are no numbers.*'a'"),
+    (dict(query=[[None, 1]]), "query feature 0.*number"),
     (dict(gallery_pids=[1., 2.]), "integers"), (dict(gallery_pids=[8, 9]), "pid"),
     (dict(query_camids=[1, 1]), "camera 1"),
     (dict(gallery_pids=[1, 9], gallery_camids=[0, 1]), "camera as well")])
@@ -294,9 +298,9 @@ def test_bad_retrieval_input_says_what_and_why(change, says):
 
 def test_bad_distances_and_ranks_are_refused():
     ids = dict(query_pids=[1], query_camids=[0], gallery_pids=[1, 2], gallery_camids=[1, 1])
-    for bad in ([[np.nan, 0]], [[np.inf, 0]], [0, 1], [[0, 1, 2]]):
+    for bad in ([[np.nan, 0]], [[np.inf, 0]], [0, 1], [[0, 1, 2]], [[0, 1], [0]], [["a", "b"]], "ab", None):
         with pytest.raises(DataError): evaluate_distances(bad, **ids)
-    for ranks in ((0,), (1.5,), (-1,)):
+    for ranks in ((0,), (1.5,), (-1,), True):
         with pytest.raises(ConfigError): evaluate_distances([[0, 1]], **ids, ranks=ranks)
 
 # ---- intervals
@@ -341,7 +345,10 @@ def test_pairing_is_by_run_and_query():
 
 @pytest.mark.parametrize("args, error", [
     (([],), DataError), (([1, 2], [1]), DataError), (([math.nan],), DataError), (([1., 2.], None, [1]), DataError),
-    (([[[1.]]],), DataError), (([1.], None, None, 0), ConfigError), (([1.], None, None, 10, 1.), ConfigError)])
+    (([[[1.]]],), DataError), (([1.], None, None, 0), ConfigError), (([1.], None, None, 10, 1.), ConfigError),
+    (([1.], None, None, 100.), ConfigError), (([1.], None, None, "9"), ConfigError), ((["a"],), DataError),
+    (([1.], None, None, 9, ".9"), ConfigError), (([[1.], [1., 2.]],), DataError), (([1.], ["b"]), DataError),
+    (([1., 2.], None, [[1], [1, 2]]), DataError)])
 def test_bootstrap_refuses_what_it_cannot_resample(args, error):
     with pytest.raises(error): bootstrap_interval(*args)
 

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from ..core import as_tensor, ConfigError, DataError, to_numpy
+from ..core import as_tensor, ConfigError, DataError, is_whole, to_numpy
 
 # %% ../../nbs/components/10_neighbours.ipynb #4b97f6a7
 def finite_rows(
@@ -234,8 +234,8 @@ def check_neighbours(
     k2: int, # rows averaged
 ):
     "Raises `ConfigError` unless both are whole numbers from 1."
-    if all(isinstance(k, (int, np.integer)) and k >= 1 for k in (k1, k2)): return
-    raise ConfigError(f"k1={k1}, k2={k2}: both count images, so they are whole numbers from 1")
+    if is_whole(k1) and is_whole(k2): return
+    raise ConfigError(f"k1={k1!r}, k2={k2!r}: both count images, so they are whole numbers from 1")
 
 def jaccard_distance(
     features, # (N, d) array or tensor; scaled to unit length here

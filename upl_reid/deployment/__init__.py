@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "rate_interval", "rate_in_words", "draw_pairs", "shares_above", "second_rates", "fit_calibration",
         "cluster_images", "higher_thresholds", "measure_thresholds", "pairs_across_cameras", "true_rates"],
     "embedder": ["CHANNEL_ORDER", "as_pixels", "check_facts", "build_model", "facts_of", "EmbedderWeights",
-        "EmbedderFile", "default_batch", "embed_batches", "Embedder", "calibrate_run"],
+        "EmbedderFile", "default_batch", "picture_list", "embed_batches", "Embedder", "calibrate_run"],
     "trust": ["stored_quality", "stored_rates", "note_trust"],
     "gallery": ["EXACT", "KNOWN", "PAGE_MARK", "PAGE_STYLE", "unit_vectors", "sample_rows", "GrowingArray",
         "pad_hits", "best_of_all", "best_of_candidates", "principal_axes", "cell_centres", "empty_index",

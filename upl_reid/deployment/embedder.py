@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['CHANNEL_ORDER', 'as_pixels', 'check_facts', 'build_model', 'facts_of', 'EmbedderWeights', 'EmbedderFile',
-           'default_batch', 'embed_batches', 'Embedder', 'calibrate_run']
+           'default_batch', 'picture_list', 'embed_batches', 'Embedder', 'calibrate_run']
 
 # %% ../../nbs/deployment/20_embedder.ipynb #5a7cc6f3
 import functools, hashlib, json
+from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Callable, Self, Sequence
+from typing import Any, Callable, Self
 
 from PIL import Image
 import numpy as np
@@ -20,7 +22,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..components.encoder import build_encoder, POOLINGS
-from ..core import ConfigError, DataError, given_path, pick_device, printable_text, to_numpy, write_tensors
+from ..core import ConfigError, DataError, given_path, is_whole, pick_device, printable_text, to_numpy
+from ..core import write_tensors
 from ..data.decoding import read_image, upright_rgb
 from ..data.image_bank import normalise_images
 from ..data.splits import Split, Unlabelled
@@ -239,9 +242,19 @@ def default_batch(
     "Pictures to embed at a time, if the caller does not say."
     return 64 if device.type == "cpu" else 256
 
+# %% ../../nbs/deployment/20_embedder.ipynb #f19e5797
+def picture_list(
+    images: Any, # as of `Embedder.embed`
+) -> Any: # a sequence, an array or a tensor
+    "Pictures that can be counted and taken in parts. Raises `DataError` for one picture, and for what has no order."
+    if isinstance(images, (str, Path, Image.Image)): raise DataError("one picture is given; put it into a list")
+    if isinstance(images, (set, frozenset, Mapping)) or getattr(images, "ndim", 1) == 0 or not np.iterable(images):
+        raise DataError(f"a {type(images).__name__} is no list of pictures; give a list, an array or a tensor")
+    return images if hasattr(images, "__getitem__") and not isinstance(images, deque) else list(images)
+
 # %% ../../nbs/deployment/20_embedder.ipynb #f19e5798
 def embed_batches(
-    images: Sequence | np.ndarray | torch.Tensor, # as of `Embedder.embed`
+    images: Any, # as of `Embedder.embed`
     network: Callable, # (B, 3, H, W) RGB bytes -> (B, d) numpy
     size: tuple, # (height, width) of the network's input
     dim: int, # d
@@ -249,8 +262,8 @@ def embed_batches(
     progress: bool, # draw a bar
 ) -> np.ndarray: # (N, d) float32
     "What `Embedder.embed` does, with any network, and what it raises."
-    if batch < 1: raise ConfigError(f"batch={batch}: embed at least one picture at a time")
-    if isinstance(images, (str, Path, Image.Image)): raise DataError("one picture is given; put it into a list")
+    if not is_whole(batch): raise ConfigError(f"batch={batch!r}: embed at least one picture at a time, a whole number")
+    images = picture_list(images)
     out = np.empty((len(images), dim), np.float32)
     for s in tqdm(range(0, len(images), batch), desc="embed", disable=not progress, leave=False):
         out[s:s + batch] = network(np.stack([as_pixels(image, size) for image in images[s:s + batch]]))
@@ -263,13 +276,13 @@ class Embedder(EmbedderFile):
     "A trained model with its preprocessing: pictures in, vectors of length one out."
     @torch.no_grad()
     def embed(self,
-        images: Sequence | np.ndarray | torch.Tensor, # paths, PIL images, RGB (N, H, W, 3) array or (N, 3, H, W) tensor
+        images: Iterable | np.ndarray | torch.Tensor, # paths, PIL images, RGB (N, H, W, 3) array or (N, 3, H, W) tensor
         batch: int | None = None, # images at a time; None: what suits the device
         progress: bool = False, # draw a bar
     ) -> np.ndarray: # (N, d) float32, rows of length one
         """Vectors of pictures of any size; arrays and tensors are RGB (not OpenCV's BGR), bytes or floats in [0, 1].
 
-        Raises `DataError` for an object that is not a picture, `ConfigError` for a batch below 1."""
+        Raises `DataError` for an object that is not a picture or has no order, `ConfigError` for a batch below 1."""
         def network(pixels):
             return to_numpy(self.model(normalise_images(torch.from_numpy(pixels).to(self.device))))
         batch = default_batch(self.device) if batch is None else batch

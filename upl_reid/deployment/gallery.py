@@ -23,7 +23,7 @@ import numpy as np
 from safetensors import safe_open, SafetensorError
 import torch
 
-from ..core import any_names, ConfigError, DataError, given_path, printable_text, seed_for, to_numpy
+from ..core import any_names, ConfigError, DataError, given_path, is_whole, printable_text, seed_for, to_numpy
 from ..core import write_tensors
 from ..data.decoding import read_image
 from ..data.tracks import moment
@@ -663,8 +663,8 @@ def check_search(
 ):
     "Raises `DataError` or `ConfigError`, as `GallerySearch.search` says."
     if not filled: raise DataError("the gallery is empty; add vectors before searching")
-    if not isinstance(k, (int, np.integer)) or k < 1:
-        raise ConfigError(f"k={k}: ask for at least one hit, and a whole number")
+    if not is_whole(k):
+        raise ConfigError(f"k={k!r}: ask for at least one hit, and a whole number")
     if false_match_rate is not None and calibration is None:
         raise ConfigError("this gallery has no calibration, so a false-match rate has no threshold; "
                           "give it the calibration of the model, or no false-match rate")

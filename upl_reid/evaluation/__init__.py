@@ -2,8 +2,8 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    "retrieval": ["as_float64", "row_blocks", "check_features", "check_same_width", "check_integers",
-        "unit_distances", "pair_distances", "match_positions", "match_scores", "RetrievalScores",
+    "retrieval": ["as_float64", "row_blocks", "as_table", "check_numbers", "check_features", "check_same_width",
+        "check_integers", "unit_distances", "pair_distances", "match_positions", "match_scores", "RetrievalScores",
         "evaluate_distances", "product_type", "unit_gallery", "product_slack", "split_product", "evaluate_retrieval",
         "bootstrap_interval"],
     "reranking": ["rerank", "expand_queries"],

@@ -6,12 +6,10 @@
 __all__ = ['reliability_bins', 'expected_calibration_error', 'pseudo_label_correct', 'pseudo_label_ece']
 
 # %% ../../nbs/evaluation/20_calibration.ipynb #ebec6999
-import numbers
-
 import numpy as np
 
-from ..core import ConfigError, DataError, to_numpy
-from .retrieval import check_integers
+from ..core import ConfigError, DataError, is_whole, to_numpy
+from .retrieval import check_integers, check_numbers
 
 # %% ../../nbs/evaluation/20_calibration.ipynb #db6b5115
 def _check_confidence(
@@ -20,7 +18,7 @@ def _check_confidence(
     n_bins: int, # should be at least 1
 ):
     "Raises `DataError` or `ConfigError`, as `reliability_bins` says."
-    if isinstance(n_bins, bool) or not isinstance(n_bins, numbers.Integral) or n_bins < 1:
+    if not is_whole(n_bins):
         raise ConfigError(f"n_bins is {n_bins!r}; expected a whole number of at least 1")
     if confidence.ndim != 1 or confidence.shape != correct.shape or not confidence.size:
         raise DataError(f"confidence has shape {confidence.shape}, correct {correct.shape}; "
@@ -39,7 +37,8 @@ def reliability_bins(
     """Count, mean confidence and accuracy of each bin of a reliability diagram (Guo et al., ICML 2017).
 
     Raises `DataError` for empty input, unequal lengths and values out of range, `ConfigError` for n_bins below 1."""
-    confidence, correct = to_numpy(confidence), to_numpy(correct)
+    confidence, correct = (to_numpy(check_numbers(x, name)) for x, name in
+                           ((confidence, "confidences"), (correct, "values of correct")))
     _check_confidence(confidence, correct, n_bins)
     dtype = confidence.dtype if confidence.dtype.kind == "f" else np.float64
     edges = (np.arange(n_bins + 1)/n_bins).astype(dtype) # in this precision: float32's 0.1 belongs to (0, 0.1]
@@ -84,7 +83,7 @@ def pseudo_label_ece(
     """Expected calibration error of pseudo-labels, correct as in `pseudo_label_correct`.
 
     Raises `DataError` for shapes that do not fit."""
-    given = to_numpy(soft_or_confidence)
+    given = to_numpy(check_numbers(soft_or_confidence, "soft labels"))
     hard = check_integers(hard, len(given), "hard labels")
     correct = pseudo_label_correct(hard, pids)
     used = (hard >= 0) & (to_numpy(pids) >= 0)

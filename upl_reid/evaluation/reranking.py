@@ -6,12 +6,14 @@
 __all__ = ['rerank', 'expand_queries']
 
 # %% ../../nbs/evaluation/10_reranking.ipynb #38efd13b
+import numbers
+
 import numpy as np
 from scipy import sparse
 import torch
 
 from ..components.neighbours import less_equal, reciprocal_sets, smallest_columns, true_positions, unit_rows
-from ..core import as_tensor, ConfigError, match_type, to_numpy
+from ..core import as_tensor, ConfigError, is_whole, match_type, to_numpy
 from upl_reid.evaluation.retrieval import (
     as_float64, check_features, check_same_width, pair_distances, product_slack, product_type, row_blocks,
     unit_distances, unit_gallery)
@@ -217,8 +219,10 @@ def _jaccard(
 # %% ../../nbs/evaluation/10_reranking.ipynb #3f6af1a1
 def _check_parameters(k1, k2, lambda_value):
     "Raises `ConfigError` for parameters out of range."
-    if min(k1, k2) < 1: raise ConfigError(f"k1 is {k1} and k2 is {k2}; both count neighbours and start at 1")
-    if not 0 <= lambda_value <= 1: raise ConfigError(f"lambda_value is {lambda_value}; expected a share in [0, 1]")
+    if not is_whole(k1) or not is_whole(k2):
+        raise ConfigError(f"k1 is {k1!r} and k2 is {k2!r}; both count neighbours, so they are whole numbers from 1")
+    if not isinstance(lambda_value, numbers.Real) or not 0 <= lambda_value <= 1:
+        raise ConfigError(f"lambda_value is {lambda_value!r}; expected a share in [0, 1]")
 
 # %% ../../nbs/evaluation/10_reranking.ipynb #cac5313e
 def _joined_rows(
@@ -297,8 +301,8 @@ def expand_queries(
     Raises `DataError` for unfit features, `ConfigError` for parameters out of range."""
     (query, _), (gallery, _) = check_features(query, "query"), check_features(gallery, "gallery")
     check_same_width(query, gallery)
-    if k < 1 or not 0 <= alpha < np.inf:
-        raise ConfigError(f"k={k}, alpha={alpha}: k starts at 1 and alpha at 0")
+    if not is_whole(k) or not isinstance(alpha, numbers.Real) or not 0 <= alpha < np.inf:
+        raise ConfigError(f"k={k!r}, alpha={alpha!r}: k starts at 1 and alpha at 0, and k is a whole number")
     q, out = unit_rows(as_tensor(query)), []
     g = unit_rows(as_tensor(gallery)).to(q)
     for start, stop in row_blocks(len(q), len(g)):
