@@ -11,16 +11,16 @@ __all__ = ['core', 'MARK', 'PRESET_NAMES', 'CROPS', 'MODEL', 'DEVICE', 'PATTERN'
            'measure_retrieval', 'listing_notes', 'leave_one_out', 'evaluate', 'same_model', 'file_marks',
            'named_images', 'entries_of', 'is_changed', 'images_to_embed', 'name_people', 'build_gallery',
            'count_images', 'left_out_lines', 'file_is_gone', 'gone_entries', 'gallery_notes', 'gallery_to_write',
-           'measure_gallery', 'forget_changed', 'changed_note', 'index_crops', 'index_parquet', 'threshold_lines',
-           'index', 'entry_name', 'check_forget', 'time_notes', 'forget_notes', 'forget', 'as_lines', 'own_camera',
-           'Asked', 'tracks_to_search', 'search', 'browse', 'is_identities', 'identities', 'tasks', 'is_tasks',
-           'is_labels', 'labels', 'export', 'run', 'named_folders', 'records', 'reports', 'argument', 'as_path',
-           'make_parser', 'print_text', 'to_json_value', 'warning_line', 'main']
+           'measure_gallery', 'forget_changed', 'kept_note', 'changed_note', 'index_crops', 'index_parquet',
+           'threshold_lines', 'index', 'entry_name', 'check_forget', 'time_notes', 'forget_notes', 'forget', 'as_lines',
+           'own_camera', 'Asked', 'tracks_to_search', 'search', 'browse', 'is_identities', 'identities', 'tasks',
+           'is_tasks', 'is_labels', 'labels', 'export', 'run', 'named_folders', 'records', 'reports', 'argument',
+           'as_path', 'make_parser', 'print_text', 'to_json_value', 'warning_line', 'main']
 
 # %% ../nbs/cli.ipynb #98318773
 import argparse, json, math, numbers, os, shlex, shutil, sys, tempfile, warnings
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, TYPE_CHECKING
+from typing import Any, Callable, Iterable, NamedTuple, TYPE_CHECKING
 
 import lazy_loader
 
@@ -563,22 +563,23 @@ def images_to_embed(
     with core.any_names(): return new.assign(**{column: list(values) for column, values in columns}), replaced
 
 # %% ../nbs/cli.ipynb #78a3a4da
-def _add_part(
-    gallery: "GalleryHome", # to add to
+def _embedded_parts(
     embedder: "Embedder", # makes the vectors
-    part: "pd.DataFrame", # listed images
+    rows: "pd.DataFrame", # listed images
     bad: list, # of sentences, extended here
-):
-    "Decode and embed some images and add them; those that cannot be read are named in `bad`."
+    tell: Callable, # called with the number of images done
+) -> Iterable: # of (images that can be read, their vectors)
+    "Decode and embed images in parts; those that cannot be read are named in `bad`."
     import numpy as np
     def pixels(path):
         try: return deployment.as_pixels(path, embedder.size)
         except core.DataError as e: bad.append(str(e))
-    decoded = core.map_in_threads(pixels, list(part.path))
-    good = part[[p is not None for p in decoded]]
-    if not len(good): return
-    vectors = embedder.embed(np.stack([p for p in decoded if p is not None]).transpose(0, 2, 3, 1))
-    gallery.add(vectors, *(list(good[name]) for name in ("path", "camid", "time", "digest", "identity")))
+    for s in range(0, len(rows), 1024):
+        part = rows.iloc[s:s + 1024]
+        decoded = core.map_in_threads(pixels, list(part.path))
+        good = part[[p is not None for p in decoded]]
+        if len(good): yield good, embedder.embed(np.stack([p for p in decoded if p is not None]).transpose(0, 2, 3, 1))
+        tell(len(part))
 
 # %% ../nbs/cli.ipynb #c1de0006
 def _replace_part(
@@ -588,14 +589,19 @@ def _replace_part(
     replaced: dict, # name -> name of the entry that it replaces
     bad: list, # of sentences, extended here
     tell: Callable, # called with the number of images done
-):
-    "Remove the entries that some images replace, and add the images."
-    stay = rows.path if gallery.replaces else ()        # such a gallery replaces an entry of the same name itself
-    old = {replaced[name] for name in rows.path if name in replaced} - set(stay)
-    if old := old & set(gallery.paths): gallery.remove(sorted(old))
-    for s in range(0, len(rows), 1024):
-        _add_part(gallery, embedder, rows.iloc[s:s + 1024], bad)
-        tell(len(rows.iloc[s:s + 1024]))
+) -> list: # names of the images added
+    "Add images in place of the entries that they replace; the entry of an image that cannot be read stays."
+    parts, put = _embedded_parts(embedder, rows, bad, tell), list[str]()
+    stay = set(rows.path if gallery.replaces else ())   # such a gallery replaces an entry of the same name itself
+    old = {name: replaced[name] for name in rows.path if name in replaced and replaced[name] not in stay}
+    if old:
+        parts = list(parts)                             # pictures are read before any entry goes
+        gone = {old[name] for good, _ in parts for name in good.path if name in old} & set(gallery.paths)
+        if gone: gallery.remove(sorted(gone))
+    for good, vectors in parts:
+        gallery.add(vectors, *(list(good[name]) for name in ("path", "camid", "time", "digest", "identity")))
+        put += list(good.path)
+    return put
 
 # %% ../nbs/cli.ipynb #f1170020
 def name_people(
@@ -617,24 +623,23 @@ def build_gallery(
     progress: bool = True, # draw a bar
     save: Callable = lambda gallery: None, # called after each part
     cache: Path | None = None, # SQLite file of known digests; None: all files are read
-) -> tuple: # the gallery, dict of how many images were added and updated, sentences on those that cannot be read
-    """A gallery of listed images: new ones are added, changed ones embedded anew.
+) -> tuple: # the gallery, dict of how many images were added, updated and kept, sentences on those that cannot be read
+    """A gallery of listed images: new ones are added, changed ones embedded anew, or kept if they cannot be read.
 
     Raises `DataError` for a gallery of another model."""
     from tqdm.auto import tqdm
     if gallery is None: gallery = deployment.FileGallery(embedder.dim, embedder.calibration, model=embedder.digest)
-    images, bad, done = named_images(images, cache), list[str](), 0
+    images, bad, put, done = named_images(images, cache), list[str](), list[str](), 0
     new, replaced = images_to_embed(same_model(gallery, embedder), images)
     with tqdm(total=len(new), desc="index", disable=not progress, leave=False) as bar:
         while done < len(new):
             rows = new.iloc[done:done + max(20_000, len(gallery)//2)]       # parts grow, so that saving stays cheap
-            _replace_part(gallery, embedder, rows, replaced, bad, bar.update)
+            put += _replace_part(gallery, embedder, rows, replaced, bad, bar.update)
             done += len(rows)
             save(gallery)
     if name_people(gallery, images): save(gallery)
-    there = new.path[new.path.isin(gallery.paths)]
-    updated = int(there.isin(replaced.keys()).sum())
-    return gallery, dict(added=len(there) - updated, updated=updated), bad
+    updated = sum(name in replaced for name in put)
+    return gallery, dict(added=len(put) - updated, updated=updated, kept=len(replaced) - updated), bad
 
 # %% ../nbs/cli.ipynb #0541a613
 def count_images(
@@ -708,6 +713,12 @@ def forget_changed(
     changed = [path for path, mark in zip(gallery.paths, gallery.digests) if before.get(path, "") not in ("", mark)]
     return deployment.forget_pairs(pairs, changed) if changed else 0
 
+def kept_note(
+    kept: int, # of `build_gallery`
+) -> list: # of sentences
+    "A note about entries whose pictures cannot be read any more."
+    return [f"{count_images(kept)} of the gallery cannot be read any more: the old entries are kept"] if kept else []
+
 def changed_note(
     answers: int, # of `forget_changed`
 ) -> list: # of sentences
@@ -732,7 +743,7 @@ def index_crops(
     if gallery.calibration != stored: gallery.commit()
     gone = [] if deployment.is_postgres(a.out) else gone_entries(gallery)       # files of other machines are not here
     notes = [*listing_notes(images, a.root), *gallery_notes(gallery, gone, Path(a.out))]
-    return counts, bad, [*notes, *changed_note(sum(answers))], len(gone)
+    return counts, bad, [*notes, *kept_note(counts.pop("kept")), *changed_note(sum(answers))], len(gone)
 
 # %% ../nbs/cli.ipynb #f1170021
 def index_parquet(

@@ -140,6 +140,23 @@ def test_a_folder_that_changes_while_it_is_indexed(home, saved, crops, capsys, m
     assert set(entries(home).index) == {f"{i:02d}" for i in range(11)} | {"99"}
 
 
+def test_only_what_can_be_read_takes_the_place_of_an_entry(home, saved, crops, capsys):
+    said(capsys, "index", saved, crops, home, "--device", "cpu")
+    with open_gallery(home, change=True) as gallery:
+        gallery.set_identities(dict.fromkeys(gallery.paths, "Ann"))
+        gallery.commit()
+    before = entries(home)
+    for name in ("00", "03"): (crops/f"cam0/{name}.png").write_bytes(b"damaged")
+    picture(crops/"cam1/04.png", 77)
+    picture(crops/"cam1/50.png", 50)
+    code, facts, _ = said(capsys, "index", saved, crops, home, "--device", "cpu")
+    assert code == 3 and (facts["added"], facts["updated"], facts["images"], len(facts["left_out"])) == (1, 1, 13, 2)
+    assert [n for n in facts["notes"] if "the old entries are kept" in n][0].startswith("2 images of the gallery")
+    after = entries(home)
+    assert after.drop(["04", "50"]).sort_index().equals(before.drop("04").sort_index())
+    assert after.loc["04", "digest"] != before.loc["04", "digest"]
+
+
 def test_a_full_disk_changes_nothing(home, saved, crops, tmp_path, capsys, monkeypatch):
     assert said(capsys, "index", saved, crops, home, "--device", "cpu")[0] == 0
     before, content = entries(home), None if isinstance(home, str) else home.read_bytes()
