@@ -22,10 +22,11 @@ def test_a_table_comes_back(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("text, words", [
     ("a,b\n1,2\n", "has the columns a,b"), ("first,second,same\n\nx,y,1\nx,y,yes\n", "line 4 .*same is 'yes'"),
-    ("first,second,same\n,y,1\n", "line 2"), ("first,second,same\n\"x,y,1\n", "cannot be read"),
+    ("first,second,same\n,y,1\n", "line 2"),
+    ("first,second,same\n  ,y,1\n", "line 2"), ("first,second,same\n\"x,y,1\n", "cannot be read"),
     ("", "has the columns .none"), ("first;second;same\n", "with commas"), ("a,b\n", "has the columns a,b"),
     ("first,second,same\nx,y,1,2\n", "line 2")],
-    ids=["columns", "value", "no-path", "quote", "empty", "semicolons", "no-rows", "fields"])
+    ids=["columns", "value", "no-path", "blank-path", "quote", "empty", "semicolons", "no-rows", "fields"])
 def test_another_table_is_refused(tmp_path, text, words):
     (tmp_path/"t.csv").write_text(text)
     with pytest.raises(DataError, match=words): read_answers(tmp_path/"t.csv")
@@ -42,6 +43,33 @@ def test_relative_paths_count_from_the_table(tmp_path, monkeypatch):
                     (f"{tmp_path}/home/2.jpg", f"{tmp_path}/x/0.jpg", False)]
     assert find_answers([tmp_path/"x/0.jpg", tmp_path/"1.jpg"], rows).pairs.tolist() == [[0, 1]]
     assert answers_about(tmp_path/"x/a.csv").values.tolist() == [list(row) for row in rows]
+
+
+def test_spaces_around_names_and_paths_do_not_count(tmp_path):
+    for name in ("a.jpg", "b.jpg", "c.jpg", "c.jpg "): (tmp_path/name).write_bytes(b"")
+    (tmp_path/"t.csv").write_text("first , second, same\na.jpg , b.jpg , 1 \n a.jpg,c.jpg ,0\ngone.jpg , b.jpg,1\n")
+    rows = read_answers(tmp_path/"t.csv")
+    names = [(*(os.path.relpath(name, tmp_path) for name in pair), same) for *pair, same in rows]
+    assert names == [("a.jpg", "b.jpg", True), ("a.jpg", "c.jpg ", False), ("gone.jpg", "b.jpg", True)]
+    assert read_answers(write_answers(rows, tmp_path/"again.csv")) == rows
+
+
+@pytest.mark.parametrize("same", [True, 1, 1., "1", " TRUE ", "1.0", np.True_, np.float32(1), np.array(1)])
+def test_an_answer_means_the_same_in_tables_and_programs(tmp_path, same):
+    rows = [("/a.jpg", "/b.jpg", same)]
+    no = [("/a.jpg", "/b.jpg", str(same).strip().lower().replace("1", "0").replace("true", "false"))]
+    for given, means in ((rows, True), (no, False)):
+        assert find_answers(["/a.jpg", "/b.jpg"], given).same.tolist() == [means]
+        assert read_answers(write_answers(given, tmp_path/"t.csv")) == [("/a.jpg", "/b.jpg", means)]
+
+
+@pytest.mark.parametrize("same", [2, -1, .5, float("nan"), None, "", "yes", "same", b"1", [True], np.array([1, 0])])
+def test_an_answer_without_a_meaning_is_refused(tmp_path, same):
+    words = r"answer about /a.jpg and /b.jpg is .*; give 1 for one person, 0 for two"
+    with pytest.raises(DataError, match=words): write_answers([("/a.jpg", "/b.jpg", same)], tmp_path/"t.csv")
+    for paths in ([], ["/a.jpg", "/b.jpg"]):
+        with pytest.raises(DataError, match=words): find_answers(paths, [("/a.jpg", "/b.jpg", same)])
+    assert not (tmp_path/"t.csv").exists()
 
 
 @pytest.mark.parametrize("seed", range(6))
