@@ -4,6 +4,7 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -38,6 +39,9 @@ def test_the_length_of_a_vector_does_not_matter(length):
 def test_tensors_of_every_kind_are_vectors():
     for x in (torch.eye(3, requires_grad=True), torch.eye(3, dtype=torch.bfloat16), torch.eye(3, dtype=torch.float64)):
         np.testing.assert_allclose(unit_vectors(x, 3), np.eye(3))
+    for x in ([*torch.eye(3, requires_grad=True)], [*np.eye(3)], np.eye(3).astype(object), np.eye(3, dtype=bool),
+              (*torch.eye(3, dtype=torch.bfloat16),), pd.DataFrame(np.eye(3)), np.eye(3).tolist()):
+        np.testing.assert_allclose(unit_vectors(x, 3), np.eye(3))
     for dim in (None, 3): assert "put it into a list" in fault(unit_vectors, np.ones(3), dim)
     assert "from the model" in fault(unit_vectors, np.ones(4), 3) and "from the model" in fault(unit_vectors, X, 4)
 
@@ -50,6 +54,39 @@ def test_one_name_for_all_is_of_any_kind(home):
         assert len(gallery.search(X[:1], 3, cameras=3)) == 3 and len(gallery.search(X[:1], 3, without=3)) == 0
         gallery.update(X[:1], np.array(["p0"]), np.array(["other"]))
         assert gallery.rows.set_index("path").camera["p0"] == "other" and gallery.remove(cameras=3) == 2
+
+
+@pytest.mark.parametrize("x", [
+    [[1, 2], [3]], [torch.ones(2), torch.ones(3)], [["1", "0"]], np.array([["1", "0"]]), [[1, "0"]], [[b"1", b"0"]],
+    np.array([["1", 0]], object), [[1j, 0]], np.array([[1j, 0]], object), torch.tensor([[1j, 0]]), [[None, {}]],
+    np.array([["2026-05-31"]*2], "datetime64[D]"), "12", (v for v in [[1, 2]])], ids=repr)
+def test_what_holds_no_real_numbers_is_no_vector(x): assert "; give " in fault(unit_vectors, x)
+
+
+@pytest.mark.parametrize("names, text", [
+    (np.array([1., 2, np.nan]), ["1", "2", ""]), ([1., -2., .5], ["1", "-2", "0.5"]),
+    ([np.inf, 1e3, 7], ["inf", "1000", "7"]),
+    (np.float32([3, 4, 5]), ["3", "4", "5"]), (torch.tensor([1, 2, 3]), ["1", "2", "3"]), (np.array("a"), ["a"]*3),
+    (np.array(2.), ["2"]*3), ([np.array("a"), np.array(1.), "1.0"], ["a", "1", "1.0"]), (True, ["True"]*3),
+    (np.array(["2026-05-31"]*3, "datetime64[ns]"), ["2026-05-31T00:00:00.000000000"]*3)], ids=repr)
+def test_numbers_are_names_as_tables_have_them(home, names, text):
+    with open_gallery(home, 3) as gallery:
+        gallery.add(X, [*"abc"], names, names, None, names)
+        for column in ("camera", "time", "identity"): assert gallery.rows[column].tolist() == text
+        if text[0] == "1": assert len(gallery.search(X[:1], 3, cameras=1.)) == 1 == gallery.remove(cameras=1)
+
+
+@pytest.mark.parametrize("names", [
+    b"cam1", [b"cam1"]*3, np.array([b"cam1"]*3), [bytearray(b"a")]*3, [["cam1"]]*3, np.array([["cam1"]]*3),
+    [{"a"}, "b", "c"], {*"abc"}, frozenset("abc"), dict(a=1, b=2, c=3), pd.DataFrame(dict(a=[*"abc"], b=1, c=2)),
+    [("a", "b")]*3, torch.eye(3)], ids=lambda v: type(v).__name__)
+def test_what_is_not_one_name_for_each_vector_is_refused(home, names):
+    with filled(home) as gallery:
+        for columns in ((names,), ([*"xyz"], names), ([*"xyz"], None, names), ([*"xyz"], None, None, None, names)):
+            assert "give" in fault(gallery.add, X, *columns) and len(gallery) == 3
+        assert "give" in fault(gallery.search, X, without=names)
+        assert gallery.remove({"p0", "p1"}) == 2                            # the order of what goes does not matter
+    assert "with the one path 'p'" in fault(Gallery(3).add, X, np.array("p"))
 
 
 def test_a_name_that_is_no_text_is_refused_when_it_is_added(home):
