@@ -13,9 +13,9 @@ __all__ = ['core', 'MARK', 'PRESET_NAMES', 'CROPS', 'MODEL', 'DEVICE', 'PATTERN'
            'count_images', 'left_out_lines', 'file_is_gone', 'gone_entries', 'gallery_notes', 'gallery_to_write',
            'measure_gallery', 'forget_changed', 'kept_note', 'changed_note', 'index_crops', 'index_parquet',
            'threshold_lines', 'index', 'entry_name', 'check_forget', 'time_notes', 'forget_notes', 'forget', 'as_lines',
-           'own_camera', 'Asked', 'tracks_to_search', 'search', 'browse', 'is_identities', 'identities', 'tasks',
-           'is_tasks', 'is_labels', 'labels', 'export', 'run', 'named_folders', 'records', 'reports', 'argument',
-           'as_path', 'make_parser', 'print_text', 'to_json_value', 'warning_line', 'main']
+           'is_gallery', 'own_camera', 'Asked', 'tracks_to_search', 'search', 'browse', 'is_identities', 'identities',
+           'tasks', 'is_tasks', 'is_labels', 'labels', 'export', 'run', 'named_folders', 'records', 'reports',
+           'argument', 'as_path', 'make_parser', 'print_text', 'to_json_value', 'warning_line', 'main']
 
 # %% ../nbs/cli.ipynb #98318773
 import argparse, json, math, numbers, os, shlex, shutil, sys, tempfile, warnings
@@ -869,13 +869,20 @@ def as_lines(
     return ["  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in cells]
 
 # %% ../nbs/cli.ipynb #0403b5ce
+def is_gallery(
+    address: str, # as given
+) -> bool:
+    "Whether a place is a gallery, and not a folder or table; what is not there is taken for one."
+    source = core.given_path(address)
+    return deployment.is_postgres(address) or source.suffix.lower() == ".safetensors" or not source.exists()
+
 def _open_gallery(
     a: argparse.Namespace, # parsed arguments
     embedder: "Embedder", # makes vectors of a folder
 ) -> tuple: # the gallery, sentences on pictures that cannot be read, notes of `listing_notes`
     "The gallery to search: from its file, or made of a folder or table. Raises `DataError` if it is empty."
     source, bad, notes = core.given_path(a.gallery), [], []
-    if deployment.is_postgres(a.gallery) or source.suffix == ".safetensors" or not source.exists():
+    if is_gallery(a.gallery):
         gallery = same_model(deployment.open_gallery(a.gallery), embedder)
         if not len(gallery): raise core.DataError(f"the gallery {source} is empty; add pictures with upl-reid index")
     else:
@@ -1043,7 +1050,7 @@ def _search_roots(a):
     "Where the tracks to search for are listed. Raises `ConfigError` if nothing says it."
     if a.query: return a.query, 0
     source = core.given_path(a.gallery)
-    if deployment.is_postgres(a.gallery) or source.suffix == ".safetensors" or not source.exists():
+    if is_gallery(a.gallery):
         raise core.ConfigError(f"--tracks is given, and the gallery {a.gallery} has no tracks of its own; name a "
                                "folder or table of crops with tracks after it")
     return [source], 6

@@ -110,6 +110,17 @@ def test_another_model_is_refused_in_one_sentence(home, saved, crops, tmp_path, 
     assert len(entries(home)) == 12
 
 
+def test_the_suffix_of_a_gallery_is_in_any_case(saved, crops, tmp_path, capsys):
+    said(capsys, "index", saved, crops, tmp_path/"g.safetensors", "--device", "cpu")
+    other = (tmp_path/"g.safetensors").rename(tmp_path/"G.SafeTensors")
+    asked = ("search", saved, other, crops/"cam0/03.png", "--same-camera", "--device", "cpu")
+    assert said(capsys, *asked)[1]["hits"][0]["path"] == str(crops/"cam0/03.png")
+    code, _, err = said(capsys, "search", saved, other, "--tracks", "--device", "cpu")
+    assert code == 1 and "divided into fields" not in err
+    assert said(capsys, "forget", other, "--camera", "cam1")[1]["images"] == 8
+    with open_gallery(other) as gallery: assert len(gallery) == 8
+
+
 def test_a_camera_with_another_name(home, saved, crops, tmp_path, capsys):
     assert said(capsys, "index", saved, table(tmp_path, crops), home, "--device", "cpu")[0] == 0
     renamed = {f"{i:02d}": dict(camid="gate") for i in range(0, 12, 3)}

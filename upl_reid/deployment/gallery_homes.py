@@ -177,7 +177,7 @@ def open_file(
     model: str, # as of `open_gallery`
 ) -> FileGallery:
     "A gallery file, read if it exists."
-    if path.suffix != ".safetensors": raise ConfigError(f"{path} should end with .safetensors")
+    if path.suffix.lower() != ".safetensors": raise ConfigError(f"{path} should end with .safetensors")
     there = path.exists() or dim is None
     state = file_state(path) if path.exists() else None         # before it is read: a later change is seen
     gallery = FileGallery.load(path) if there else FileGallery(dim or 0, calibration, recall, model)
