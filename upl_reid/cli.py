@@ -10,12 +10,13 @@ __all__ = ['core', 'MARK', 'PRESET_NAMES', 'CROPS', 'MODEL', 'DEVICE', 'PATTERN'
            'answers_to_use', 'answers_in_words', 'compare_starts', 'checked_crops', 'adapt', 'count_matches',
            'measure_retrieval', 'listing_notes', 'leave_one_out', 'evaluate', 'same_model', 'file_marks',
            'named_images', 'entries_of', 'is_changed', 'images_to_embed', 'name_people', 'build_gallery',
-           'count_images', 'left_out_lines', 'file_is_gone', 'gone_entries', 'gallery_notes', 'gallery_to_write',
-           'measure_gallery', 'forget_changed', 'kept_note', 'changed_note', 'index_crops', 'index_parquet',
-           'threshold_lines', 'index', 'entry_name', 'check_forget', 'time_notes', 'forget_notes', 'forget', 'as_lines',
-           'is_gallery', 'own_camera', 'Asked', 'tracks_to_search', 'search', 'browse', 'is_identities', 'identities',
-           'tasks', 'is_tasks', 'is_labels', 'labels', 'export', 'run', 'named_folders', 'records', 'reports',
-           'argument', 'as_path', 'make_parser', 'print_text', 'to_json_value', 'warning_line', 'main']
+           'count_images', 'left_out_lines', 'file_is_gone', 'gone_entries', 'people_notes', 'gallery_notes',
+           'gallery_to_write', 'measure_gallery', 'forget_changed', 'kept_note', 'changed_note', 'index_crops',
+           'index_parquet', 'threshold_lines', 'index', 'entry_name', 'check_forget', 'time_notes', 'like_notes',
+           'forget_notes', 'forget', 'as_lines', 'is_gallery', 'own_camera', 'Asked', 'tracks_to_search', 'search',
+           'browse', 'is_identities', 'identities', 'tasks', 'is_tasks', 'is_labels', 'labels', 'export', 'run',
+           'named_folders', 'records', 'reports', 'argument', 'as_path', 'make_parser', 'print_text', 'to_json_value',
+           'warning_line', 'main']
 
 # %% ../nbs/cli.ipynb #98318773
 import argparse, json, math, numbers, os, shlex, shutil, sys, tempfile, warnings
@@ -671,6 +672,16 @@ def gone_entries(
     return [path for path, gone in zip(gallery.paths, core.map_in_threads(file_is_gone, gallery.paths)) if gone]
 
 # %% ../nbs/cli.ipynb #c1de000c
+def people_notes(
+    gallery: "GalleryHome", # with identities
+    told: list, # notes on the list that was added
+) -> list: # of at most one sentence
+    "A note on names in a gallery that are probably one person, unless it was told of the list."
+    people = {*gallery.rows.identity}
+    zeros = any(who.isdecimal() and who[0] == "0" and who != "0" for who in people)
+    why = "; a table whose identities are all numbers gives 7 for 007"*zeros
+    return [note + why for note in data.alike_note("identities", [*people]) if note not in told]
+
 def gallery_notes(
     gallery: "GalleryHome", # indexed
     gone: list, # of `gone_entries`
@@ -742,7 +753,8 @@ def index_crops(
     if isinstance(gallery, deployment.FileGallery): measure_gallery(gallery, embedder)
     if gallery.calibration != stored: gallery.commit()
     gone = [] if deployment.is_postgres(a.out) else gone_entries(gallery)       # files of other machines are not here
-    notes = [*listing_notes(images, a.root), *gallery_notes(gallery, gone, Path(a.out))]
+    listed = listing_notes(images, a.root)
+    notes = [*listed, *people_notes(gallery, listed), *gallery_notes(gallery, gone, Path(a.out))]
     return counts, bad, [*notes, *kept_note(counts.pop("kept")), *changed_note(sum(answers))], len(gone)
 
 # %% ../nbs/cli.ipynb #f1170021
@@ -825,6 +837,17 @@ def time_notes(
     return [f"{count_images(n)} without a time that can be compared with {limit}: {done}"
             for limit, n in counts.items() if n]
 
+def like_notes(
+    gallery: "GalleryHome", # after the removal
+    name: str, # of the person that was removed
+) -> list: # of at most one sentence
+    "A note on entries whose identity is probably meant to be the removed one, such as 7 for 007."
+    people, key = list(gallery.rows.identity), data.likeness_key(name)
+    alike = sorted(who for who in {*people} - {""} if data.likeness_key(who) == key)
+    names, count = " and ".join(repr(core.printable_text(who)) for who in alike), sum(map(people.count, alike))
+    return [f"{count_images(count)} of {names} not removed: if this is {core.printable_text(name)!r} too, forget it by "
+            "that name"] if alike else []
+
 def forget_notes(
     a: argparse.Namespace, # parsed arguments
     gallery: "GalleryHome", # after the removal
@@ -832,6 +855,7 @@ def forget_notes(
 ) -> list: # of sentences
     "What a removal could not do."
     notes = time_notes(gallery, (a.before,), "not removed")
+    if a.identity: notes += like_notes(gallery, a.identity)
     if not whole: notes.append("the user of this database may not make a checkpoint, so bytes of removed entries stay "
                                "in its files until the server's next one (by default within five minutes)")
     return notes

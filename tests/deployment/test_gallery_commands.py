@@ -110,6 +110,23 @@ def test_another_model_is_refused_in_one_sentence(home, saved, crops, tmp_path, 
     assert len(entries(home)) == 12
 
 
+def test_names_that_are_probably_one_person_are_told(home, saved, crops, tmp_path, capsys):
+    def indexed(rows, pid):
+        named = {f"{i:02d}": dict(pid=pid(i)) for i in range(12)}
+        listed = table(tmp_path, crops, **named).read_text().splitlines()
+        (tmp_path/"part.csv").write_text("\n".join([listed[0], *(listed[i + 1] for i in rows)]))
+        return said(capsys, "index", saved, tmp_path/"part.csv", home, "--device", "cpu")
+    assert indexed(range(6), lambda i: "007")[0] == 0 and set(entries(home).identity) == {"7"}
+    code, facts, _ = indexed(range(6, 12), lambda i: "007" if i > 8 else "bob")
+    note = "identities '007' and '7' are taken for different ones; if they are one, write them alike"
+    assert code == 3 and facts["notes"] == [note + "; a table whose identities are all numbers gives 7 for 007"]
+    code, facts, _ = said(capsys, "forget", home, "--identity", "007")
+    note = "6 images of '7' not removed: if this is '007' too, forget it by that name"
+    assert (code, facts["removed"], facts["notes"]) == (3, 2, [note]) and set(entries(home).identity) == {"7", "bob"}
+    code, facts, _ = said(capsys, "forget", home, "--identity", "7")
+    assert code == 0 and "notes" not in facts and set(entries(home).identity) == {"bob"}
+
+
 def test_the_suffix_of_a_gallery_is_in_any_case(saved, crops, tmp_path, capsys):
     said(capsys, "index", saved, crops, tmp_path/"g.safetensors", "--device", "cpu")
     other = (tmp_path/"g.safetensors").rename(tmp_path/"G.SafeTensors")
