@@ -334,6 +334,15 @@ def test_weights_with_a_stem_are_taken_whole_or_not_at_all():
         assert same(body.state_dict(), source.state_dict())
 
 
+@pytest.mark.parametrize("name", ["blocks.0.attn.qkv.weight", "pos_embed"])
+def test_load_deit_refuses_weights_that_hold_nan(name):
+    state, body = stock().state_dict(), stemmed()
+    state[name].view(-1)[-1] = torch.nan
+    before = {k: v.clone() for k, v in body.state_dict().items()}
+    with pytest.raises(DataError, match=f"first: {name}. hold NaN"): load_deit(body, state)
+    assert same(body.state_dict(), before)
+
+
 def test_load_deit_leaves_the_checkpoint_alone():
     state, body = stock().state_dict(), stemmed()
     before = {k: v.clone() for k, v in state.items()}

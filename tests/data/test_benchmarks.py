@@ -525,6 +525,13 @@ def test_split_identities_properties(pids, fraction, seed):
     assert [p.paths for p in again] == [kept.paths, held.paths]
 
 
+@pytest.mark.parametrize("seed", [None, 1.7, "3", True], ids=repr)
+def test_a_seed_that_is_no_whole_number_is_named(seed):
+    split = Split(["a", "b"], [1, 2], [0, 0])
+    with pytest.raises(ConfigError, match="is no whole number"): split_identities(split, .5, seed)
+    assert len(split_identities(split, .5, np.int64(3))[0]) == 1
+
+
 @settings(deadline=None)
 @given(st.permutations(range(30)), st.integers(0, 99))
 def test_who_is_held_depends_on_identities_and_seed_only(order, seed):

@@ -4,7 +4,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "weights": ["group_differs", "tell_choice", "is_counter", "prefix_fits", "fit_prefix", "last_part",
         "numbered_orders", "fit_order", "fitting", "tensor_groups", "named_tensors", "is_safetensors", "is_model",
-        "read_weights", "misfits", "misfits_in_words", "load_named"],
+        "read_weights", "misfits", "misfits_in_words", "check_finite", "load_named"],
     "encoder": ["SHAPES", "IBN_A", "POOLINGS", "USUAL_SIDES", "DEIT", "Shape", "token_grid", "conv_stem",
         "transformer_blocks", "StemViT", "compute_dtype", "low_precision", "widen_norm_input", "Encoder",
         "FlipAverage", "IBN", "use_ibn", "split_norms", "GeM", "use_gem", "rescale_input", "class_tokens",

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 
-from .weights import fit_prefix, load_named, misfits, read_weights
+from .weights import check_finite, fit_prefix, load_named, misfits, read_weights
 from ..core import ConfigError, DataError, IMAGENET_MEAN, IMAGENET_STD, seeded_torch
 
 # %% ../../nbs/components/05_encoder.ipynb #93a95c00
@@ -338,6 +338,7 @@ def load_deit(
                         f"{len(body.blocks)} blocks, and --start for a model of upl-reid adapt")
     taken, no_square = {k: state[k] for k in names}, math.isqrt(patches.shape[1])**2 != patches.shape[1]
     taken["pos_embed"] = patches if no_square else from_square(patches, body.grid, 0, square)
+    check_finite(taken)
     body.load_state_dict(taken, strict=False)
     return sorted(set(own) - set(taken))
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['group_differs', 'tell_choice', 'is_counter', 'prefix_fits', 'fit_prefix', 'last_part', 'numbered_orders', 'fit_order',
            'fitting', 'tensor_groups', 'named_tensors', 'is_safetensors', 'is_model', 'read_weights', 'misfits',
-           'misfits_in_words', 'load_named']
+           'misfits_in_words', 'check_finite', 'load_named']
 
 # %% ../../nbs/components/00_weights.ipynb #b7b347a0
 import itertools, re, warnings
@@ -190,6 +190,14 @@ def misfits_in_words(
     return ", ".join(said) + (f", and {len(wrong) - 10} more" if len(wrong) > 10 else "")
 
 # %% ../../nbs/components/00_weights.ipynb #cut92ec5
+def check_finite(
+    state: dict, # name -> tensor of a file
+):
+    "Raises `DataError` for NaN and infinity."
+    if bad := [k for k, value in state.items() if not value.isfinite().all()]:
+        raise DataError(f"{len(bad)} tensors of the checkpoint (first: {bad[0]}) hold NaN or infinity; take one "
+                        "that was saved before its training diverged")
+
 def load_named(
     body: nn.Module, # network without classifier, changed in place
     state: dict, # name -> tensor
@@ -205,7 +213,5 @@ def load_named(
         raise DataError(f"the checkpoint does not fit this network: {misfits_in_words(own, state, wrong)}; "
                         "use weights of the same model: --backbone names another network, and --start takes a model "
                         "of upl-reid adapt")
-    if bad := [k for k in own if not state[k].isfinite().all()]:
-        raise DataError(f"{len(bad)} tensors of the checkpoint (first: {bad[0]}) hold NaN or infinity; take one "
-                        "that was saved before its training diverged")
+    check_finite({k: state[k] for k in own})
     body.load_state_dict({k: state[k] for k in own})

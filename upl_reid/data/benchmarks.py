@@ -10,7 +10,7 @@ __all__ = ['JUNK', 'MARKET', 'DUKE', 'MSMT_V1', 'MSMT_V2', 'MSMT_MARKET', 'VERI'
 # %% ../../nbs/data/30_benchmarks.ipynb #7ab098b5
 import json, re, warnings
 from dataclasses import dataclass, replace
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -285,9 +285,11 @@ def split_identities(
 ) -> tuple[Split, Split]: # (kept, held): every image in one of them, no identity in both
     """Split by identity into a training and a meta-validation set (section 3.2: 80 % and 20 %).
 
-    Raises `ConfigError` for a fraction outside (0, 1), `DataError` for fewer than two identities."""
+    Raises `ConfigError` for a fraction outside (0, 1) and a seed that is no whole number, `DataError` for fewer than
+    two identities."""
     if not isinstance(fraction, Real) or not 0 < fraction < 1:
         raise ConfigError(f"fraction={fraction!r} must lie strictly between 0 and 1; 0.2 is the paper's")
+    if isinstance(seed, bool) or not isinstance(seed, Integral): raise ConfigError(f"seed={seed!r} is no whole number")
     ids = np.unique(split.pids)
     if len(ids) < 2:
         raise DataError(f"cannot hold identities out of {split}; give a split with at least two identities")
