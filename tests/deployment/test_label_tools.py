@@ -168,7 +168,40 @@ def test_annotators(home):
     tasks[2]["annotations"] = [says("person 2", was_cancelled=True)]                 # skipped: as before
     tasks[3]["annotations"] = [dict(result=[])]                                      # an empty one: unknown
     (home/"tasks.json").write_text(json.dumps(tasks))
-    assert list(read_tasks(home/"tasks.json", crops).values()) == ["person 10", "", "person 10", ""]
+    words = rf"annotators differ in 1 of 4 tasks, first {re.escape(crops[1].path)}; these crops are unknown"
+    with pytest.warns(UserWarning, match=words):
+        assert list(read_tasks(home/"tasks.json", crops).values()) == ["person 10", "", "person 10", ""]
+    with pytest.warns(UserWarning, match="annotators differ in 1 of 4 tasks"):
+        assert main(["labels", str(home/"tasks.json"), str(home/"who.csv"), str(home/"labels.csv")]) == 0
+    tasks[1]["annotations"] = [says("person 10"), says("unknown")]
+    tasks[2]["annotations"] = [says("person 2"), dict(result=[])]                    # one of them says nothing
+    (home/"tasks.json").write_text(json.dumps(tasks))
+    with pytest.warns(UserWarning, match="annotators differ in 1 of 4 tasks"):
+        assert list(read_tasks(home/"tasks.json", crops).values()) == ["person 10", "", "person 2", ""]
+
+
+@pytest.mark.parametrize("tool", ["label-studio", "cvat", "fiftyone"])
+def test_unknown_in_any_case_is_nobody(home, tool):
+    crops = read_crops(home/"who.csv")
+    out = write_tasks(crops, home/OUT[tool], tool)
+    change = dict(zip((c.path for c in crops), ("Unknown", " UNKNOWN ", "Zoe")))
+    corrected_in(tool, out, change, "")
+    assert [read_tasks(out, crops)[path] for path in change] == ["", "", "Zoe"]
+
+
+def test_a_market_folder_tells_of_unknown_cameras_and_without_queries(home):
+    crops = read_crops(home/"who.csv")
+    for i, cameras in enumerate((["cam1"]*24, [""]*24, [""]*5 + ["cam1"]*19)):
+        with open(home/"part.csv", "w", encoding="utf-8", newline="") as f:
+            csv.writer(f).writerows([("path", "camera", "identity"),
+                                     *((c.path, camera, c.identity) for c, camera in zip(crops, cameras))])
+        with pytest.warns(UserWarning) as told:
+            assert main(["tasks", str(home/"part.csv"), str(home/f"m{i}"), "--tool", "market1501"]) == 0
+        text, unknown = "\n".join(str(w.message) for w in told), cameras.count("")
+        words = f"{unknown} of 24 crops are of unknown cameras; they are all of camera c1 in {home}/m{i}"
+        assert (words in text) == (i > 0)
+        assert (f"{home}/m{i} has 0 queries, since no person was seen by two cameras" in text) == (i < 2)
+        assert (not list((home/f"m{i}/query").iterdir())) == (i < 2)
 
 
 def damage(tool, out, kind):

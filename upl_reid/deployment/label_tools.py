@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['LOCAL_FILES', 'CVAT_LABEL', 'MARKET_NAME', 'TOOLS', 'Crop', 'check_text', 'read_crops', 'label_crops', 'table_names',
            'write_labels', 'queries', 'label_config', 'crop_identities', 'label_studio_task', 'write_label_studio',
-           'read_json', 'read_label_studio', 'common_names', 'picture_size', 'write_cvat', 'read_cvat',
-           'write_fiftyone', 'read_fiftyone', 'market_names', 'write_market', 'read_market', 'write_tasks',
-           'read_tasks']
+           'read_json', 'tool_name', 'read_label_studio', 'common_names', 'picture_size', 'write_cvat', 'read_cvat',
+           'write_fiftyone', 'read_fiftyone', 'market_cameras', 'market_names', 'warn_of_market', 'write_market',
+           'read_market', 'write_tasks', 'read_tasks']
 
 # %% ../../nbs/deployment/60_label_tools.ipynb #1d9d513c
-import csv, io, json, os, re, shutil
+import csv, io, json, os, re, shutil, warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Iterable, Sequence
@@ -168,30 +168,39 @@ def read_json(
     except (OSError, ValueError) as e: raise DataError(f"{path} is not {what} ({printable_text(e)})") from None
 
 # %% ../../nbs/deployment/60_label_tools.ipynb #928bff4e
+def tool_name(
+    text: str, # as a tool gives it
+) -> str: # empty: unknown
+    "The name of a person without spaces around it; `UNKNOWN` in any case is nobody's."
+    name = text.strip()
+    return "" if name.lower() == UNKNOWN else name
+
 def _answer(result):
     "The identity of an annotation or prediction; None: it says none."
     said = {r["from_name"]: r["value"] for r in result if "from_name" in r}
     typed = said.get("new_identity", {}).get("text", [])
     chosen = said.get("identity", {}).get("choices", [])
     if isinstance(typed, str): typed = [typed]
-    name = next((t.strip() for t in [*typed, *chosen] if t.strip()), None)
-    return "" if name == UNKNOWN else name
+    return next((tool_name(t) for t in [*typed, *chosen] if t.strip()), None)
 
 def read_label_studio(
     path: str | Path, # JSON export of a project
 ) -> dict: # path -> identity, empty: unknown, None: nobody annotated it, and the export has no prediction
     "Identities in an export of Label Studio. Raises `DataError` for another file."
-    path, found = given_path(path), dict[str, str | None]()
+    path, found, split = given_path(path), dict[str, str | None](), list[str]()
     try:
         for task in read_json(path, "an export of Label Studio"):
             kept = [a["result"] for a in task.get("annotations", []) if not a.get("was_cancelled")]
             guesses = [p["result"] for p in task.get("predictions", []) if isinstance(p, dict)]
             names = {_answer(result) for result in kept or guesses[:1]} - {None}
             nothing = None if not kept and not guesses else ""
+            if len(names) > 1: split.append(task["data"]["path"])
             found[task["data"]["path"]] = names.pop() if len(names) == 1 else nothing
     except (AttributeError, KeyError, TypeError) as e:
         raise DataError(f"{path} is not the export JSON of a project of `upl-reid tasks` ({printable_text(repr(e))}); "
                         "choose JSON, not JSON-MIN or CSV, when exporting") from None
+    if split: warnings.warn(f"annotators differ in {len(split):,} of {len(found):,} tasks, first "
+                            f"{printable_text(split[0])}; these crops are unknown", stacklevel=2)
     return found
 
 # %% ../../nbs/deployment/60_label_tools.ipynb #62da83b9
@@ -257,7 +266,7 @@ def read_cvat(
     except (OSError, ElementTree.ParseError) as e: raise DataError(f"{path} is not XML ({printable_text(e)})") from None
     for image in root.iter("image"):
         name = image.get("name", "")
-        said = {(a.text or "").strip() for a in image.iterfind("tag/attribute[@name='identity']")} - {"", UNKNOWN}
+        said = {tool_name(a.text or "") for a in image.iterfind("tag/attribute[@name='identity']")} - {""}
         if len(said) > 1: raise DataError(f"{path}: {printable_text(name)} has several tags; leave one")
         if name in paths: found[paths[name]] = said.pop() if said else ""
     return found
@@ -291,7 +300,7 @@ def read_fiftyone(
         if isinstance(target, list): target = target[0] if len(target) == 1 else None
         if isinstance(target, dict): target = target.get("label")
         if type(target) is int: target = labels["classes"][target]
-        return "" if target in (None, UNKNOWN) else str(target)
+        return "" if target is None else tool_name(str(target))
     try:
         places = files or {i: i for i in labels["labels"] if os.path.isabs(i)}
         return {os.path.abspath(folder/file): name(labels["labels"].get(i)) for i, file in places.items()}
@@ -302,16 +311,36 @@ def read_fiftyone(
 # %% ../../nbs/deployment/60_label_tools.ipynb #544c678c
 MARKET_NAME = re.compile(r"(-1|\d+)_c(\d+)s(\d+)_(\d+)_(\d+)")
 
+def market_cameras(
+    crops: Sequence[Crop], # of a table
+) -> dict: # name -> number from 1
+    "The numbers of cameras in a Market-1501 folder."
+    return {name: i for i, name in enumerate(sorted({c.camera for c in crops}, key=natural_key), 1)}
+
 def market_names(
     crops: Sequence[Crop], # with identities
 ) -> list: # of names without suffix, one for each
     "Names of crops in a Market-1501 folder. Raises `DataError` for more crops than six digits can number."
     if len(crops) > 999_999: raise DataError(f"{len(crops):,} crops are more than a name's six digits can number")
     who = {name: f"{i:04d}" for i, name in enumerate(crop_identities(crops), 1)}
-    camera = {name: i for i, name in enumerate(sorted({c.camera for c in crops}, key=natural_key), 1)}
+    camera = market_cameras(crops)
     return [f"{who.get(c.identity, '-1')}_c{camera[c.camera]}s1_{i:06d}_00" for i, c in enumerate(crops, 1)]
 
 # %% ../../nbs/deployment/60_label_tools.ipynb #0a37db28
+def warn_of_market(
+    crops: Sequence[Crop], # with identities
+    count: int, # queries
+    folder: str | Path, # for the message
+):
+    "Warn of unknown cameras, which a name in the folder cannot say, and of a folder without a query."
+    unknown, camera = sum(not c.camera for c in crops), market_cameras(crops)
+    if unknown:
+        warnings.warn(f"{unknown:,} of {len(crops):,} crops are of unknown cameras; they are all of camera "
+                      f"c{camera['']} in {folder}", stacklevel=3)
+    if not count:
+        warnings.warn(f"{folder} has 0 queries, since no person was seen by two cameras; nothing can be measured with "
+                      "it", stacklevel=3)
+
 def write_market(
     crops: Sequence[Crop], # with identities
     folder: str | Path, # to make
@@ -323,7 +352,9 @@ def write_market(
         for crop, name in zip(crops, names):
             for place in ["bounding_box_train", "bounding_box_test", *(["query"] if crop.path in asked else [])]:
                 shutil.copyfile(crop.path, part/place/(name + Path(crop.path).suffix.lower()))
-    return write_folder(folder, fill)
+    out = write_folder(folder, fill)
+    warn_of_market(crops, len(asked), out)
+    return out
 
 # %% ../../nbs/deployment/60_label_tools.ipynb #bb61fd70
 def read_market(
