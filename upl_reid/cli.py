@@ -1146,8 +1146,7 @@ def _crops_to_name(
     source, bad, seen, notes = core.given_path(a.root), [], {}, []
     if deployment.is_postgres(a.root):
         with deployment.open_gallery(a.root) as there: gallery = same_model(deployment.in_memory(there), embedder)
-    elif source.suffix == ".safetensors" or not source.exists():
-        gallery = same_model(deployment.Gallery.load(source), embedder)
+    elif is_gallery(a.root): gallery = same_model(deployment.Gallery.load(source), embedder)
     else:
         images = data.list_images(source, a.pattern)
         if images.attrs["doubt"]: raise core.DataError(f"{source}: {images.attrs['doubt']}")

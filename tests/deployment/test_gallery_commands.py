@@ -134,6 +134,8 @@ def test_the_suffix_of_a_gallery_is_in_any_case(saved, crops, tmp_path, capsys):
     assert said(capsys, *asked)[1]["hits"][0]["path"] == str(crops/"cam0/03.png")
     code, _, err = said(capsys, "search", saved, other, "--tracks", "--device", "cpu")
     assert code == 1 and "divided into fields" not in err
+    code, facts, _ = said(capsys, "identities", saved, other, tmp_path/"who.csv", "--device", "cpu")
+    assert code in (0, 3) and facts["crops"] == 12
     assert said(capsys, "forget", other, "--camera", "cam1")[1]["images"] == 8
     with open_gallery(other) as gallery: assert len(gallery) == 8
 
