@@ -194,3 +194,12 @@ def test_of_several_networks_the_one_that_fits_is_taken(tmp_path):
 def test_weights_of_another_network_get_a_remedy():
     with pytest.raises(DataError, match="--backbone names another network, and --start takes a model"):
         load_named(nn.Conv2d(3, 4, 1), nn.Linear(3, 4).state_dict())
+
+
+def test_equal_layers_in_the_order_of_the_alphabet_are_put_back_by_their_numbers():
+    own = {f"blocks.{i}.weight": torch.zeros(2) for i in range(12)}
+    names = sorted(f"layer.{i}.weight" for i in range(12))
+    by_name = {name: torch.full((2,), float(name.split(".")[1])) for name in names}
+    assert [float(v[0]) for v in fit_order(own, by_name).values()] == list(range(12))
+    backwards = {f"layer.{i}.weight": torch.full((2,), float(i)) for i in range(11, -1, -1)}  # a file's own order
+    assert [float(v[0]) for v in fit_order(own, backwards).values()] == list(range(11, -1, -1))

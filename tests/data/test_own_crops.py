@@ -27,6 +27,7 @@ from upl_reid.core import printable_text
 from upl_reid.data import decoding
 from upl_reid.data.decoding import MAX_PIXELS, read_image, upright_rgb
 from upl_reid.deployment.embedder import as_pixels
+from upl_reid.deployment.identities import identity_rows
 
 
 def picture(path, size=(6, 12), colour=(200, 30, 60)):
@@ -1079,3 +1080,22 @@ def test_a_picture_is_turned_once(tmp_path, orientation, kind):
 def test_a_picture_of_32_bit_numbers_has_no_white():
     with pytest.raises(DataError, match="32-bit whole numbers has no fixed white; give bytes"):
         as_pixels(Image.fromarray(np.full((24, 12), 200, np.int32)), (24, 12))
+
+
+@pytest.mark.parametrize("word", ["unknown", "-", "?", "probe"])
+def test_a_split_that_is_none_is_refused(tmp_path, word):
+    picture(tmp_path/"a.jpg")
+    words = fault(read_table, table(tmp_path/"t.csv", f"path,split\na.jpg,{word}\n"))
+    assert f"has the split {word!r}; use train, query or gallery" in words
+
+
+def test_a_pattern_may_repeat_a_group_of_its_own():
+    assert compile_pattern(r"^(?P<folder>[^/]+)/(?P=folder)_c(?P<cam>\d+)").search("a/a_c3")["cam"] == "3"
+
+
+def test_tables_of_identities_and_of_crops_know_the_same_places(tmp_path):
+    for n in "ab": picture(tmp_path/f"{n}.jpg")
+    made = table(tmp_path/"t.csv", "path,camera,identity,track\na.jpg,-1,-,-1.0\nb.jpg,c1,anna,t\n")
+    found = read_table(made)
+    places = [row[1:3] + row[4:5] for row in identity_rows(made)]
+    assert places == list(zip(found.camid, found.person, found.track)) == [("", "", ""), ("c1", "anna", "t")]

@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -235,3 +236,13 @@ def test_numbers_and_empty_cells_as_names_of_tracks():
 def test_dates_of_numpy_are_seconds(times, seconds):
     np.testing.assert_array_equal(Split(["a", "b"], [1, 2], [0, 0], times=times).times, np.array(seconds, float))
     np.testing.assert_array_equal(Unlabelled(["a", "b"], [0, 0], times=times).times, np.array(seconds, float))
+
+
+def test_missing_values_of_pandas_are_no_tracks():
+    for column in (pd.Series([1, None, 1], dtype="Int64"), pd.Series(["1", None, "1"], dtype="string")):
+        assert track_numbers([0]*3, column).tolist() == [0, -1, 0]
+
+
+def test_dates_among_other_things_are_refused():
+    with pytest.raises(DataError, match="dates among other things"):
+        Split(list("abc"), [1, 2, 3], [0]*3, times=[np.datetime64("2024-05-01"), None, np.datetime64("NaT")])

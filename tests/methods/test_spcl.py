@@ -123,4 +123,4 @@ def test_numbers_out_of_range(arguments, words):
 
 
 def test_it_promises_nothing_about_confirmed_pairs():
-    with pytest.raises(ConfigError, match="does not keep to answers"): check_answering(SpCL)
+    with pytest.raises(ConfigError, match="does not keep to answers"): check_answering(SpCL, SpCL.keeps_answers)

@@ -15,7 +15,7 @@ from upl_reid.methods.upl import (GlobalUPL, HybridLabels, UPL, Settings, held_o
                                   loss_weight_gradient, mixup_loss, weigh_labels)
 from upl_reid.components.mixup import choose_partners, sample_lambda
 from upl_reid.training.loop import check_answering
-from upl_reid.training.method import Batch, PseudoLabels
+from upl_reid.training.method import Batch, check_values, PseudoLabels
 
 
 crowd = functools.partial(people_in_cameras, people=12, cameras=3, visits=4, noise=.2)
@@ -57,10 +57,11 @@ def test_components_are_as_many_as_asked_for_at_most():
 
 def test_fixed_components_promise_nothing_about_confirmed_pairs():
     "A confirmed pair in one group may fall into two components."
-    made = lambda **labels: HybridLabels(nn.Linear(4, 3), labels=labels)
-    check_answering(made()); check_answering(made(alpha=2.)); check_answering(HybridLabels)
+    def check(**labels): check_answering(HybridLabels, check_values(HybridLabels, dict(labels=labels)))
+    check(); check(alpha=2.)
     with pytest.raises(ConfigError, match="HybridLabels, with its arguments, does not keep to answers"):
-        check_answering(made(components=50))
+        check(components=50)
+    assert not HybridLabels(nn.Linear(4, 3), labels=dict(components=50)).keeps_answers
 
 
 def test_nothing_but_noise_is_an_error_that_says_what_to_do():

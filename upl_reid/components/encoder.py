@@ -278,7 +278,7 @@ def patch_positions(
     return given[:, extra:] if extra <= 2 and math.isqrt(given.shape[1] - extra)**2 == given.shape[1] - extra else None
 
 # %% ../../nbs/components/05_encoder.ipynb #a0117c33
-USUAL_SIDES = 7, 14, 16, 24, 32         # of grids of patches in images of 224, 256, 384 and 512 pixels
+USUAL_SIDES = 7, 12, 14, 15, 16, 18, 20, 24, 28, 32         # of grids of patches in square images
 
 def other_grids(
     count: int, # places of a position embedding, a square number
@@ -301,8 +301,7 @@ def tell_grid(
     "Warn that a file of weights does not say which grid its position embedding has."
     if not others: return
     warnings.warn(f"the {count} positions of the weights are taken as a grid of {taken[0]}x{taken[1]}, but could be "
-                  f"{' or '.join(f'{r}x{c}' for r, c in others)}; if they are, use weights with another number of "
-                  "positions")
+                  f"{' or '.join(f'{r}x{c}' for r, c in others)}; if they are, resample them to a square first")
 
 def from_square(
     positions: torch.Tensor, # (1, class tokens + patches, width)
@@ -333,7 +332,8 @@ def load_deit(
         return []
     if wrong or patches is None:
         fault = f"{wrong[0]} is missing, not needed or of another shape" if wrong else (
-            f"pos_embed is no square grid of patches, nor {body.grid[0]}x{body.grid[1]} as here")
+            f"pos_embed is, beside {class_tokens(state)} class tokens, no square grid of patches, nor "
+            f"{body.grid[0]}x{body.grid[1]} as here")
         raise DataError(f"the checkpoint does not fit this body: {fault}; use a DeiT of width {body.width} and "
                         f"{len(body.blocks)} blocks, and --start for a model of upl-reid adapt")
     taken, no_square = {k: state[k] for k in names}, math.isqrt(patches.shape[1])**2 != patches.shape[1]

@@ -95,7 +95,8 @@ def fit_order(
     names, theirs = ([k for k in d if not is_counter(k)] for d in (own, state))
     def agree(order): return len(order) >= len(names) and all(
         last_part(a) == last_part(b) and own[a].shape == state[b].shape for a, b in zip(names, order))
-    found = next(filter(agree, (theirs, *numbered_orders(names, theirs))), None)
+    numbered, by_name = numbered_orders(names, theirs), theirs == sorted(theirs)         # as in a safetensors file
+    found = next(filter(agree, [*numbered, theirs] if by_name else [theirs, *numbered]), None)
     return state if found is None else {a: state[b] for a, b in zip(names, found)}
 
 def fitting(

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['PICTURE_SUFFIXES', 'OTHER_SUFFIXES', 'SYSTEM_FOLDERS', 'VIDEO_SUFFIXES', 'COLUMNS', 'MAX_ROWS', 'WILDLIFE', 'OWN',
-           'NO_VALUE', 'NO_TEXT', 'LEFT_OUT', 'MANY_FOLDERS', 'CAMERA_FOLDER', 'SPLIT_FOLDER', 'BY_IDENTITY', 'BY_NAME',
-           'BY_SPLIT', 'FEWEST', 'DARK', 'raise_faults', 'known_text', 'is_not_utf8', 'count_fault', 'field_fault',
-           'find_file', 'file_fault', 'parse_row', 'repeat_fault', 'used_columns', 'check_header', 'table_lines',
-           'read_lines', 'natural_sort_key', 'fixed_number', 'identity_numbers', 'likeness_key', 'alike_note',
-           'kind_notes', 'make_listing', 'read_table', 'walk_folder', 'find_images', 'starts_like_picture',
-           'left_out_kind', 'ignored_files', 'cameras_by_folder', 'split_of', 'compile_pattern', 'parse_name',
-           'cameras_by_pattern', 'fitting_pattern', 'identity_doubt', 'has_camera_folders', 'split_doubt',
+           'EMPTY', 'NO_VALUE', 'NO_TEXT', 'LEFT_OUT', 'MANY_FOLDERS', 'CAMERA_FOLDER', 'SPLIT_FOLDER', 'BY_IDENTITY',
+           'BY_NAME', 'BY_SPLIT', 'FEWEST', 'DARK', 'raise_faults', 'known_text', 'known_place', 'is_not_utf8',
+           'count_fault', 'field_fault', 'find_file', 'file_fault', 'parse_row', 'repeat_fault', 'used_columns',
+           'check_header', 'table_lines', 'read_lines', 'natural_sort_key', 'fixed_number', 'identity_numbers',
+           'likeness_key', 'alike_note', 'kind_notes', 'make_listing', 'read_table', 'walk_folder', 'find_images',
+           'starts_like_picture', 'left_out_kind', 'ignored_files', 'cameras_by_folder', 'split_of', 'compile_pattern',
+           'parse_name', 'cameras_by_pattern', 'fitting_pattern', 'identity_doubt', 'has_camera_folders', 'split_doubt',
            'has_cameras_inside', 'name_hint', 'folder_doubt', 'read_folder', 'unlisted_note', 'list_images',
-           'camera_numbers', 'check_measurable', 'as_domain', 'load_folder', 'relative_name', 'write_table',
-           'examine_image', 'camera_advice', 'size_advice', 'dark_advice', 'count_advice', 'pair_advice',
+           'linked_files', 'camera_numbers', 'check_measurable', 'as_domain', 'load_folder', 'relative_name',
+           'write_table', 'examine_image', 'camera_advice', 'size_advice', 'dark_advice', 'count_advice', 'pair_advice',
            'check_images', 'readable_images', 'verdict', 'report_in_words']
 
 # %% ../../nbs/data/20_own_crops.ipynb #11f789b7
@@ -53,7 +53,8 @@ def raise_faults(
     raise DataError("\n  ".join([f"{what} has {count}; {remedy}:", *faults[:10], *more]))
 
 # %% ../../nbs/data/20_own_crops.ipynb #a798459b
-NO_VALUE = {"nan", "<na>", "nat", "none", "null", "na", "n/a", "#n/a", "unknown", "unlabeled", "unlabelled", "?", "-"}
+EMPTY = {"nan", "<na>", "nat", "none", "null", "na", "n/a", "#n/a"} # words for an empty cell, in lower case
+NO_VALUE = EMPTY | {"unknown", "unlabeled", "unlabelled", "?", "-"} # and for nobody
 
 def known_text(
     text: str, # of a cell, or a part of a file's name
@@ -61,6 +62,12 @@ def known_text(
     "Text without spaces around it, in Unicode's composed form; empty for a word of `NO_VALUE`, in any case."
     text = text.strip()
     return "" if text.lower() in NO_VALUE else unicodedata.normalize("NFC", text)
+
+def known_place(
+    text: str, # a camera or track as written
+) -> str: # empty: unknown
+    "`known_text`, and nothing for -1."
+    return "" if (known := known_text(text)) == "-1" else known
 
 # %% ../../nbs/data/20_own_crops.ipynb #1e6d0648
 def is_not_utf8(
@@ -121,7 +128,7 @@ def parse_row(
 ) -> tuple: # row or None, what is wrong or ""
     "One line as a row (path, camid, pid, split, time, track, confidence), or what is wrong with it."
     get = lambda name: fields.get(name, fields.get(WILDLIFE.get(name, name), "")).strip()
-    name, split = get("path"), known_text(get("split"))
+    name, split = get("path"), "" if get("split").lower() in EMPTY else get("split")
     camera, pid, track = (re.sub(r"^(-?\d+)\.0+$", r"\1", get(name)) for name in ("camid", "pid", "track"))
     if "pid" not in fields and pid.lower() == "unknown": pid = ""   # as `identities` and wildlife tables write it
     if fault := field_fault(name, known_text(pid), split): return None, fault
@@ -271,8 +278,8 @@ def _known_columns(frame):
     "Words of `NO_VALUE`, and the camera or track -1, become empty; the second value has a note for each such column."
     columns, notes = {}, []
     for name in ("camid", "pid", "time", "track"):
-        columns[name] = pd.Series([known_text(t) for t in frame[name]], frame.index, object)
-        if name in ("camid", "track"): columns[name] = columns[name].where(columns[name] != "-1", "")
+        known = known_place if name in ("camid", "track") else known_text
+        columns[name] = pd.Series([known(t) for t in frame[name]], frame.index, object)
         if len(gone := frame[name][(columns[name] == "") & (frame[name].str.strip() != "")]):
             notes.append(f"{name} {printable_text(gone.iloc[0])!r} is read as unknown, in {len(gone):,} pictures")
     return frame.assign(**columns), notes
@@ -459,7 +466,8 @@ def compile_pattern(
     except (re.error, OverflowError, RecursionError) as e:
         example = r"for example (?P<pid>\d+)_c(?P<cam>\d+)"
         raise DataError(f"{shown} is no regular expression ({e}); {example}") from None
-    if other := sorted({*fit.groupindex} - {"cam", "pid", "split", "time", "track"}):
+    meant = {"cam", "pid", "split", "time", "track", *re.findall(r"\(\?P=(\w+)\)", pattern)} # or used by the pattern
+    if other := sorted({*fit.groupindex} - meant):
         raise DataError(f"{shown} has the group {other[0]!r}, which means nothing here; call groups cam, pid, split, "
                         "time or track, and write (?:...) for one that needs no name")
     if not {"cam", "pid"} & set(fit.groupindex):
@@ -647,6 +655,16 @@ def list_images(
     return images
 
 # %% ../../nbs/data/20_own_crops.ipynb #ba6a5ca5
+def linked_files():
+    "A function that gives the file which a path names, links followed; each folder is looked up once."
+    folders: dict = {}
+    def file(path):
+        folder, name = os.path.split(os.path.abspath(path))
+        if folder not in folders: folders[folder] = os.path.realpath(folder)
+        found = os.path.join(folders[folder], name)
+        return os.path.realpath(found) if os.path.islink(found) else found
+    return file
+
 @any_names()
 def camera_numbers(
     images: pd.DataFrame, # of `list_images`
@@ -661,7 +679,9 @@ def camera_numbers(
     numbers = np.array([place[name] for name in images.camid], np.int64)
     own = ((images.camid == "") & (images.split != "train")).to_numpy()
     seen: dict = {}
-    files = np.array([seen.setdefault(os.path.realpath(path), len(seen)) for path in images.path], np.int64)
+    file = linked_files()
+    files = np.array([seen.setdefault(file(path) if alone else os.path.abspath(path), len(seen))
+                      for path, alone in zip(images.path, own)], np.int64)
     return names, np.where(own, len(names) + files, numbers)
 
 # %% ../../nbs/data/20_own_crops.ipynb #4b41adb4

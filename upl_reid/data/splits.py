@@ -62,6 +62,8 @@ def time_column(
     if times is None: return None
     try:
         given = np.asarray(to_numpy(times))
+        if given.dtype.kind == "O" and any(isinstance(v, (np.datetime64, np.timedelta64)) for v in given.flat):
+            raise TypeError("dates among other things")
         if given.dtype.kind == "M": given = given - np.datetime64(0, "s")
         if given.dtype.kind == "m": given = given/np.timedelta64(1, "s")                  # NaN where there is no time
         column = np.array(given, np.float64)

@@ -59,8 +59,8 @@ def track_numbers(
 ) -> np.ndarray: # (N,) int64, -1: none
     "Tracks numbered by their first image; equal names in two cameras are two tracks."
     number: dict = {}
-    none = lambda name: name is None or name != name or name in ("", -1)
-    keys = [None if none(name) else (camera, name) for camera, name in zip(cameras, names)]
+    none = "", "-1", "None", "nan", "<NA>"
+    keys = [None if str(name) in none else (camera, name) for camera, name in zip(cameras, names)]
     return np.array([-1 if key is None else number.setdefault(key, len(number)) for key in keys], np.int64)
 
 # %% ../../nbs/data/05_tracks.ipynb #0fa4377f

@@ -47,7 +47,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "open_set_quality", "nearest_crops", "linked_crops"],
     "label_tools": ["LOCAL_FILES", "CVAT_LABEL", "MARKET_NAME", "TOOLS", "Crop", "check_text", "read_crops",
         "label_crops", "table_names", "write_labels", "queries", "label_config", "crop_identities",
-        "label_studio_task", "write_label_studio", "read_json", "tool_name", "read_label_studio", "common_names",
-        "picture_size", "write_cvat", "read_cvat", "write_fiftyone", "read_fiftyone", "market_cameras",
-        "market_names", "warn_of_market", "write_market", "read_market", "write_tasks", "read_tasks"],
+        "label_studio_task", "write_label_studio", "read_json", "read_label_studio", "common_names", "picture_size",
+        "write_cvat", "read_cvat", "write_fiftyone", "read_fiftyone", "market_cameras", "market_names",
+        "warn_of_market", "write_market", "read_market", "write_tasks", "read_tasks"],
 })

@@ -19,7 +19,8 @@ import torch
 
 from ..components.tracks import answer_links, AnswerLinks, find_links, own_clusters, track_means, TrackLinks
 from ..core import absolute_name, ConfigError, count_pairs, DataError, given_path, printable_text, write_atomic
-from ..data.own_crops import check_header, fixed_number, known_text, read_lines, relative_name, table_lines
+from upl_reid.data.own_crops import (check_header, fixed_number, known_place, known_text, read_lines, relative_name,
+    table_lines)
 from .gallery import natural_key
 from .match_calibration import Calibration, RATES
 
@@ -360,8 +361,8 @@ def identity_rows(
     "The rows of a table of identities, by the rules of `read_table`. Raises `DataError` with all faults."
     rows = read_lines(path, (parquet_lines if path.suffix == ".parquet" else table_lines)(path), there)[0]
     def clean(place, camera, who, split, time, track, sure):
-        camera, who, time, track = map(known_text, (camera, who, time, track))
-        who = "" if who.lower() == UNKNOWN or fixed_number(who, split) is not None else who
+        camera, track, who, time = known_place(camera), known_place(track), known_text(who), known_text(time)
+        who = "" if fixed_number(who, split) is not None else who
         return os.path.abspath(place), camera, who, time, track, sure if _share(sure) is not None else ""
     return [clean(*row) for row in rows]
 

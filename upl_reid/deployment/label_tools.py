@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOCAL_FILES', 'CVAT_LABEL', 'MARKET_NAME', 'TOOLS', 'Crop', 'check_text', 'read_crops', 'label_crops', 'table_names',
            'write_labels', 'queries', 'label_config', 'crop_identities', 'label_studio_task', 'write_label_studio',
-           'read_json', 'tool_name', 'read_label_studio', 'common_names', 'picture_size', 'write_cvat', 'read_cvat',
+           'read_json', 'read_label_studio', 'common_names', 'picture_size', 'write_cvat', 'read_cvat',
            'write_fiftyone', 'read_fiftyone', 'market_cameras', 'market_names', 'warn_of_market', 'write_market',
            'read_market', 'write_tasks', 'read_tasks']
 
@@ -168,20 +168,13 @@ def read_json(
     except (OSError, ValueError) as e: raise DataError(f"{path} is not {what} ({printable_text(e)})") from None
 
 # %% ../../nbs/deployment/60_label_tools.ipynb #928bff4e
-def tool_name(
-    text: str, # as a tool gives it
-) -> str: # empty: unknown
-    "The name of a person without spaces around it; `UNKNOWN` in any case is nobody's."
-    name = text.strip()
-    return "" if name.lower() == UNKNOWN else name
-
 def _answer(result):
     "The identity of an annotation or prediction; None: it says none."
     said = {r["from_name"]: r["value"] for r in result if "from_name" in r}
     typed = said.get("new_identity", {}).get("text", [])
     chosen = said.get("identity", {}).get("choices", [])
     if isinstance(typed, str): typed = [typed]
-    return next((tool_name(t) for t in [*typed, *chosen] if t.strip()), None)
+    return next((known_text(t) for t in [*typed, *chosen] if t.strip()), None)
 
 def read_label_studio(
     path: str | Path, # JSON export of a project
@@ -266,7 +259,7 @@ def read_cvat(
     except (OSError, ElementTree.ParseError) as e: raise DataError(f"{path} is not XML ({printable_text(e)})") from None
     for image in root.iter("image"):
         name = image.get("name", "")
-        said = {tool_name(a.text or "") for a in image.iterfind("tag/attribute[@name='identity']")} - {""}
+        said = {known_text(a.text or "") for a in image.iterfind("tag/attribute[@name='identity']")} - {""}
         if len(said) > 1: raise DataError(f"{path}: {printable_text(name)} has several tags; leave one")
         if name in paths: found[paths[name]] = said.pop() if said else ""
     return found
@@ -300,7 +293,7 @@ def read_fiftyone(
         if isinstance(target, list): target = target[0] if len(target) == 1 else None
         if isinstance(target, dict): target = target.get("label")
         if type(target) is int: target = labels["classes"][target]
-        return "" if target is None else tool_name(str(target))
+        return "" if target is None else known_text(str(target))
     try:
         places = files or {i: i for i in labels["labels"] if os.path.isabs(i)}
         return {os.path.abspath(folder/file): name(labels["labels"].get(i)) for i, file in places.items()}

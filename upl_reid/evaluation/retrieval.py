@@ -55,10 +55,11 @@ def check_numbers(
 ): # tensor or array
     "Numbers as a tensor or array. Raises `DataError` for rows of different lengths, and for what is no number."
     x = as_table(x, name)
-    if isinstance(x, torch.Tensor) or x.dtype.kind in "biuf": return x
-    try: x.astype(np.float64)
+    if not x.is_complex() if isinstance(x, torch.Tensor) else x.dtype.kind in "biuf": return x
+    try:
+        if isinstance(x, torch.Tensor) or x.dtype.kind != "O": raise TypeError(f"but {x.dtype}")
+        return x.astype(np.float64)
     except (TypeError, ValueError) as e: raise DataError(f"{name} are no numbers ({e}); give numbers") from None
-    return x
 
 def check_features(
     x, # (N, d) tensor or array

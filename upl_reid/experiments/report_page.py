@@ -227,6 +227,7 @@ def report_section(
 # %% ../../nbs/experiments/90_report_page.ipynb #0bc4b1e2
 MAIN = {"direct": "direct transfer", "dbscan": "one DBSCAN on camera-centred features",
         "upl, as written": "UPL-ReID as the paper writes it", "inclr, tuned": "INCLR, tuned", "upl": "UPL-ReID",
+        "varied_light_upl": "UPL-ReID under varied light",
         "oracle": "supervised oracle"} # row of Table 2: what the summary calls it
 
 def count_verdicts(

@@ -50,7 +50,7 @@ from ..evaluation.retrieval import evaluate_distances, evaluate_retrieval, Retri
 from .config import FORMAT2_NETWORKS, method_sources, NETWORK, PRESETS, RunConfig
 from ..training.distributed import all_true, process_rank
 from ..training.loop import adapt, check_answering, embed_bank, pretrain, unpack_labels
-from ..training.method import Budget, Method, METHODS, Supervised
+from ..training.method import Budget, check_values, Method, METHODS, Supervised
 
 # %% ../../nbs/experiments/10_runs.ipynb #f87de62a
 def store_root() -> Path:
@@ -163,7 +163,8 @@ def target_answers(
     "Answers about a target's training images. Raises `DataError` if none of them is, `ConfigError` if unused."
     file = (roots or {}).get("answers")
     if not file or not config.target: return None
-    check_answering(METHODS[config.method])
+    method = METHODS[config.method]
+    check_answering(method, check_values(method, {**config.fixed_arguments, **config.method_args}))
     found = find_answers(target.train.paths, read_answers(file))
     if len(found.pairs): return found
     raise DataError(f"none of {found.left_out:,} answers in {file} is about two training images of {target.name!r}; "

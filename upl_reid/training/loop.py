@@ -381,11 +381,12 @@ def target_links(
     return answer_links(links, answers.pairs, answers.same, target.paths)
 
 def check_answering(
-    method: Method | type[Method], # as its arguments make it, or its class
+    method: type[Method], # class
+    keeps: bool, # as of `check_values`, or of the method that was made
 ):
-    "Raises `ConfigError` for a method that does not keep to answers about pairs."
-    if method.keeps_answers: return
-    name = method.__name__ if isinstance(method, type) else f"{type(method).__name__}, with its arguments,"
+    "Raises `ConfigError` for a method that, with its arguments, does not keep to answers about pairs."
+    if keeps: return
+    name = f"{method.__name__}{', with its arguments,' if method.keeps_answers else ''}"
     raise ConfigError(f"method {name} does not keep to answers about pairs; use dbscan, upl or another method that "
                       "groups by one clustering")
 
@@ -410,6 +411,6 @@ def adapt(
     if tracks and target.tracks is None:
         raise DataError("tracks are to be used, and no image of the target has one; give a column track (or a pattern "
                         "with a group track), or leave tracks out")
-    if answers is not None: check_answering(method)
+    if answers is not None: check_answering(type(method), method.keeps_answers)
     method.links = target_links(target, tracks, answers)
     return fit(method, bank, target.camids, budget, seed, title, **kwargs)

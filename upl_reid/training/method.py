@@ -361,23 +361,25 @@ def check_arguments(
 def check_values(
     cls: Any, # class of a method
     given: dict, # arguments with values, in JSON's types
-):
+) -> bool: # whether the method, with these arguments, keeps to answers about pairs
     """Raises `ConfigError` for a value that a method's constructor refuses.
 
     Any other failure is left to the run, whose network may have what this one lacks."""
-    try: _make_small(cls, json.dumps(given))
+    try: return _make_small(cls, json.dumps(given))
     except ConfigError: raise
     except Exception as e:      # whatever a constructor raises
         if f"{cls.__module__}.".startswith("upl_reid."):
             raise ConfigError(f"{cls.__name__} cannot be made of {given} ({e}); correct the arguments") from e
+        return cls.keeps_answers
 
 @functools.lru_cache(4096)
 def _make_small(cls, given):
-    "A method around encoders of two numbers, with arguments as JSON."
+    "Make a method around encoders of two numbers, with arguments as JSON; whether it keeps to answers."
     extras: dict[str, Any] = dict(pids=np.arange(2), meta=(None, np.arange(2), np.zeros(2, int)))
     with seeded_torch("values"):
         encoder, extras["twin"] = Encoder(nn.Identity(), 2, 2), Encoder(nn.Identity(), 2, 2)
-        cls(encoder, **{k: v for k, v in extras.items() if getattr(cls, EXTRAS[k])}, **json.loads(given))
+        return cls(encoder, **{k: v for k, v in extras.items() if getattr(cls, EXTRAS[k])},
+                   **json.loads(given)).keeps_answers
 
 # %% ../../nbs/training/00_method.ipynb #ea7c97c0
 class TrueLabels(Method):
