@@ -72,7 +72,8 @@ def test_search_tells_which_times_cannot_be_compared(saved, crops, tmp_path, cap
     code, facts, _ = said(capsys, "search", saved, listed, crops/"cam0/03.png", "-k", 20, "--device", "cpu",
                           "--since", "2026-05-31T09:00")
     assert {Path(h["path"]).stem for h in facts["hits"]} == {"05", "10", "11"}       # 09 is of the query's camera
-    assert facts["notes"] == ["1 image without a time that can be compared with 2026-05-31T09:00: not searched"]
+    assert facts["notes"][-1] == "1 image without a time that can be compared with 2026-05-31T09:00: not searched"
+    assert sum("first 'noon'" in note for note in facts["notes"]) == 1              # how the table was read
 
 
 def test_forget_refuses_what_could_mean_two_things(home, saved, crops, capsys):

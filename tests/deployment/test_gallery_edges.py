@@ -59,7 +59,8 @@ def test_one_name_for_all_is_of_any_kind(home):
 @pytest.mark.parametrize("x", [
     [[1, 2], [3]], [torch.ones(2), torch.ones(3)], [["1", "0"]], np.array([["1", "0"]]), [[1, "0"]], [[b"1", b"0"]],
     np.array([["1", 0]], object), [[1j, 0]], np.array([[1j, 0]], object), torch.tensor([[1j, 0]]), [[None, {}]],
-    np.array([["2026-05-31"]*2], "datetime64[D]"), "12", (v for v in [[1, 2]])], ids=repr)
+    np.array([["2026-05-31"]*2], "datetime64[D]"), "12", (v for v in [[1, 2]])],
+    ids=lambda x: "generator" if hasattr(x, "gi_frame") else repr(x))
 def test_what_holds_no_real_numbers_is_no_vector(x): assert "; give " in fault(unit_vectors, x)
 
 
