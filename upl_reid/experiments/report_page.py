@@ -248,18 +248,17 @@ def first_words(
 def main_rows(
     text: str, # markdown of Table 2
 ) -> str: # markdown: one table for all directions; "" if no row of `MAIN` is there
-    "mAP and its difference to the full model of the rows of `MAIN`, in every direction."
+    "mAP of the rows of `MAIN`, in every direction."
     found: dict = {}
     for part in re.split(r"^### ", text, flags=re.M)[1:]:
         lines = [line.strip("|").split("|") for line in part.splitlines() if line.startswith("|")]
         lines = [[cell.strip() for cell in line] for line in lines]
         for row in (dict(zip(lines[0], line)) for line in lines[2:]):
             if row.get("configuration") in MAIN and "mAP" in row:
-                found.setdefault(row["configuration"], {})[part.split()[0]] = row["mAP"], row.get("ΔmAP", "")
+                found.setdefault(row["configuration"], {})[part.split()[0]] = row["mAP"]
     directions = list(dict.fromkeys(direction for row in found.values() for direction in row))
-    head = ["configuration", *(f"{direction} {measure}" for direction in directions for measure in ("mAP", "ΔmAP"))]
-    cells_of = lambda name: [cell for d in directions for cell in found[name].get(d, ("", ""))]
-    rows = [[MAIN[name], *cells_of(name)] for name in MAIN if name in found]
+    head = ["configuration", *directions]
+    rows = [[MAIN[name], *(found[name].get(d, "") for d in directions)] for name in MAIN if name in found]
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"]*len(head), *rows]) if rows else ""
 
 # %% ../../nbs/experiments/90_report_page.ipynb #6c227b1f
