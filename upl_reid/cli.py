@@ -848,6 +848,7 @@ def like_notes(
     return [f"{count_images(count)} of {names} not removed: if this is {core.printable_text(name)!r} too, forget it by "
             "that name"] if alike else []
 
+# %% ../nbs/cli.ipynb #b2e3514f
 def forget_notes(
     a: argparse.Namespace, # parsed arguments
     gallery: "GalleryHome", # after the removal
@@ -900,6 +901,7 @@ def is_gallery(
     source = core.given_path(address)
     return deployment.is_postgres(address) or source.suffix.lower() == ".safetensors" or not source.exists()
 
+# %% ../nbs/cli.ipynb #ef496f71
 def _open_gallery(
     a: argparse.Namespace, # parsed arguments
     embedder: "Embedder", # makes vectors of a folder

@@ -105,6 +105,7 @@ def as_floats(
     x = as_tensor(x)
     return x if x.is_floating_point() else x.double()
 
+# %% ../nbs/core.ipynb #e595db4e
 def match_type(
     value, # array or tensor to return
     reference, # what the caller passed in
@@ -115,7 +116,7 @@ def match_type(
 
 def is_whole(
     value, # anything
-    least: int = 1, # smallest number that will do
+    least: float = 1, # smallest number that will do
 ) -> bool:
     "Whether a value is a whole number, numpy's too; True and False are none."
     return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least

@@ -293,6 +293,7 @@ def other_grids(
     likely = [(r, c) for r, c in found if side not in USUAL_SIDES or r*low == c*high]
     return [g if grid[0] > grid[1] else g[::-1] for g in likely]
 
+# %% ../../nbs/components/05_encoder.ipynb #d053f6fc
 def tell_grid(
     count: int, # places of a position embedding
     taken: tuple, # rows and columns that are assumed

@@ -161,6 +161,7 @@ def check_width(
     raise DataError(f"features of shape {tuple(features.shape)} and vectors of {held.shape[1]} dimensions; make both "
                     "with one encoder")
 
+# %% ../../nbs/components/50_memory.ipynb #4e526788
 class ClusterMemory(nn.Module):
     """A momentum vector for each cluster (ClusterNCE; CGC Eq. 2-3).
 

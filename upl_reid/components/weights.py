@@ -53,6 +53,7 @@ def prefix_fits(
     return {p: {n: state[p + n] for n in names if p + n in state and state[p + n].shape == own[n].shape}
             for p in prefixes}
 
+# %% ../../nbs/components/00_weights.ipynb #93cf61b2
 def fit_prefix(
     own: dict, # name -> tensor of the network
     state: dict, # name -> tensor of the file
@@ -87,6 +88,7 @@ def numbered_orders(
     for group in groups.values(): group.sort(key=lambda row: (row[0], parts.get(last_part(row[1]), len(parts))))
     return [[name for _, name in group] for group in groups.values() if numbered([row[0] for row in group])]
 
+# %% ../../nbs/components/00_weights.ipynb #f7b874eb
 def fit_order(
     own: dict, # name -> tensor of the network
     state: dict, # name -> tensor of the file
@@ -150,6 +152,7 @@ def is_model(
     "Whether this project wrote a file as a model, which is a backbone, a projection and facts."
     with safetensors.safe_open(path, "pt") as f: return "upl_reid" in (f.metadata() or {})
 
+# %% ../../nbs/components/00_weights.ipynb #cd841638
 def read_weights(
     path: str | Path, # safetensors, or a torch file
     own: dict | None = None, # name -> tensor of the network, as of `named_tensors`
@@ -199,6 +202,7 @@ def check_finite(
         raise DataError(f"{len(bad)} tensors of the checkpoint (first: {bad[0]}) hold NaN or infinity; take one "
                         "that was saved before its training diverged")
 
+# %% ../../nbs/components/00_weights.ipynb #831b9899
 def load_named(
     body: nn.Module, # network without classifier, changed in place
     state: dict, # name -> tensor

@@ -35,6 +35,7 @@ def checked_answer(
     pair = f"{printable_text(first)} and {printable_text(second)}"
     raise DataError(f"the answer about {pair} is {printable_text(same)!r}; give 1 for one person, 0 for two")
 
+# %% ../../nbs/data/25_answers.ipynb #9ff43676
 def write_answers(
     rows: Iterable[tuple], # of first, second (paths), same
     path: str | Path, # .csv

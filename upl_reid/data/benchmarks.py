@@ -10,13 +10,13 @@ __all__ = ['JUNK', 'MARKET', 'DUKE', 'MSMT_V1', 'MSMT_V2', 'MSMT_MARKET', 'VERI'
 # %% ../../nbs/data/30_benchmarks.ipynb #7ab098b5
 import json, re, warnings
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ..core import ConfigError, DataError, given_path, printable_text, seed_for
+from ..core import ConfigError, DataError, given_path, is_whole, printable_text, seed_for
 from .own_crops import ignored_files, load_folder, OTHER_SUFFIXES, OWN, PICTURE_SUFFIXES, walk_folder
 from .splits import Domain, Split
 from .tracks import track_numbers, walk_times
@@ -289,7 +289,7 @@ def split_identities(
     two identities."""
     if not isinstance(fraction, Real) or not 0 < fraction < 1:
         raise ConfigError(f"fraction={fraction!r} must lie strictly between 0 and 1; 0.2 is the paper's")
-    if isinstance(seed, bool) or not isinstance(seed, Integral): raise ConfigError(f"seed={seed!r} is no whole number")
+    if not is_whole(seed, -np.inf): raise ConfigError(f"seed={seed!r} is no whole number")
     ids = np.unique(split.pids)
     if len(ids) < 2:
         raise DataError(f"cannot hold identities out of {split}; give a split with at least two identities")

@@ -256,8 +256,10 @@ def likeness_key(
     name: str, # of a camera or identity
 ) -> tuple: # equal for names that are probably meant to be one
     "What a name is but for case, spaces and dashes, leading zeros, and how a number is written."
-    seen = (c for c in unicodedata.normalize("NFKC", name).casefold() if unicodedata.category(c) != "Cf")
-    name = "".join(str(unicodedata.digit(c, c)) for c in seen).strip()   # without invisible characters; 1 for any 1
+    name = unicodedata.normalize("NFKC", name).casefold()
+    if not name.isascii():                      # without invisible characters; 1 for the digit 1 of any script
+        name = "".join(str(unicodedata.digit(c, c)) for c in name if unicodedata.category(c) != "Cf")
+    name = name.strip()
     if re.fullmatch(r"[+-]?\d{1,30}(\.\d{0,30})?(e[+-]?\d{1,3})?", name, re.ASCII): return (Decimal(name),)
     return tuple(part.lstrip("0") or "0"*bool(part) for part in re.split(r"(\d+)", re.sub(r"[\s_-]+", " ", name)))
 
@@ -308,6 +310,7 @@ def kind_notes(
                      "2024-05-01")
     return notes
 
+# %% ../../nbs/data/20_own_crops.ipynb #9e1a3f25
 def _time_notes(frame):
     "Notes on times that are no times, or that hold for several days."
     found, notes, ends = [moment(t) for t in frame.time], [], dict[tuple, list]()
@@ -665,6 +668,7 @@ def linked_files():
         return os.path.realpath(found) if os.path.islink(found) else found
     return file
 
+# %% ../../nbs/data/20_own_crops.ipynb #7d61317a
 @any_names()
 def camera_numbers(
     images: pd.DataFrame, # of `list_images`

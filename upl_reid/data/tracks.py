@@ -34,6 +34,7 @@ def moment(
         return True, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError): return None
 
+# %% ../../nbs/data/05_tracks.ipynb #c7440c41
 def time_kind(
     time: str, # of which `moment` makes something
 ) -> str: # clock, number, large (as milliseconds since 1970 are), day (`DAY`), date, zone (a date with a time zone)

@@ -49,6 +49,7 @@ def number_array(
     if x.dtype.kind not in "biuf": raise DataError(f"vectors of type {x.dtype} hold no real numbers; give real numbers")
     return x
 
+# %% ../../nbs/deployment/30_gallery.ipynb #729f7d9e
 def unit_vectors(
     features, # (N, d)
     dim: int | None = None, # what d must be; None: anything

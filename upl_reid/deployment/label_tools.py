@@ -176,6 +176,7 @@ def _answer(result):
     if isinstance(typed, str): typed = [typed]
     return next((known_text(t) for t in [*typed, *chosen] if t.strip()), None)
 
+# %% ../../nbs/deployment/60_label_tools.ipynb #d222d2fe
 def read_label_studio(
     path: str | Path, # JSON export of a project
 ) -> dict: # path -> identity, empty: unknown, None: nobody annotated it, and the export has no prediction
@@ -334,6 +335,7 @@ def warn_of_market(
         warnings.warn(f"{folder} has 0 queries, since no person was seen by two cameras; nothing can be measured with "
                       "it", stacklevel=3)
 
+# %% ../../nbs/deployment/60_label_tools.ipynb #356af3e7
 def write_market(
     crops: Sequence[Crop], # with identities
     folder: str | Path, # to make

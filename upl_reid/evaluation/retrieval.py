@@ -61,6 +61,7 @@ def check_numbers(
         return x.astype(np.float64)
     except (TypeError, ValueError) as e: raise DataError(f"{name} are no numbers ({e}); give numbers") from None
 
+# %% ../../nbs/evaluation/00_retrieval.ipynb #b6a1ed1b
 def check_features(
     x, # (N, d) tensor or array
     name: str, # which features, for the message

@@ -11,7 +11,7 @@ __all__ = ['PRESETS', 'BY_TARGET', 'CONTRAST', 'SOURCES', 'PLUGINS', 'RENAMED', 
            'network_fields', 'RunFields', 'RunArguments', 'NamedArguments', 'RunNetwork', 'RunConfig']
 
 # %% ../../nbs/experiments/00_config.ipynb #30ac62e9
-import functools, hashlib, importlib, importlib.util, inspect, json, numbers, os, pkgutil, re, sys, warnings
+import functools, hashlib, importlib, importlib.util, inspect, json, math, os, pkgutil, re, sys, warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import entry_points
@@ -20,7 +20,7 @@ from types import ModuleType
 
 import upl_reid.methods
 from ..components.encoder import POOLINGS
-from ..core import ConfigError, given_path
+from ..core import ConfigError, given_path, is_whole
 from ..training.method import Budget, METHODS, check_arguments, check_values, own_budget
 
 # %% ../../nbs/experiments/00_config.ipynb #e4fe7ce6
@@ -309,7 +309,7 @@ def check_fields(
     if (config.method == "pretrain") == bool(config.target):
         rule = "every method but 'pretrain' needs a target, and 'pretrain' has none"
         raise ConfigError(f"method {config.method!r} with target {config.target!r}: {rule}")
-    if isinstance(config.seed, bool) or not isinstance(config.seed, numbers.Integral):
+    if not is_whole(config.seed, -math.inf):
         raise ConfigError(f"seed={config.seed!r} must be a whole number")
     if not isinstance(config.tracks, bool) or (config.tracks and config.method == "pretrain"):
         raise ConfigError(f"tracks={config.tracks!r} of method {config.method!r}: True or False, and only an "
@@ -359,7 +359,7 @@ def network_fields(
     preset, dim = PRESETS[config.preset], config.dim
     if not isinstance(config.backbone, str) or not isinstance(config.pooling, str):
         raise ConfigError(f"backbone={config.backbone!r} and pooling={config.pooling!r} must be text")
-    if isinstance(dim, bool) or not isinstance(dim, numbers.Integral) or (dim and not 2 <= dim <= 16_384):
+    if not is_whole(dim, 0) or (dim and not 2 <= dim <= 16_384):
         raise ConfigError(f"dim={dim!r} must be a whole number from 2 to 16,384")
     if config.pooling and config.pooling not in POOLINGS:
         raise ConfigError(f"pooling={config.pooling!r}: choose {' or '.join(POOLINGS)}")

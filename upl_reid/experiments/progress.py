@@ -79,14 +79,21 @@ class TensorBoardLog:
         row: dict, # of the history
     ):
         name = self.name(config)
-        epochs_written = self.look_up(name)
+        self.write(name, row)
+        if row["epoch"] >= epochs: self.writers.pop(name).close()
+
+    def write(self,
+        name: str, # of a run's folder
+        row: dict, # of its history
+    ):
+        "Write one epoch; the run's file stays open."
+        written = self.look_up(name)
         if name not in self.writers: self.writers[name] = self.make(str(self.folder/name))
         writer = self.writers[name]
         for key, value in row.items():
             if isinstance(value, numbers.Real): writer.add_scalar(key, value, row["epoch"])
         writer.flush()
-        epochs_written.add(row["epoch"])
-        if row["epoch"] >= epochs: self.writers.pop(name).close()
+        written.add(row["epoch"])
 
     def name(self,
         config: RunConfig, # of the run
@@ -98,8 +105,8 @@ class TensorBoardLog:
         name: str, # of a run's folder
     ) -> set: # of epochs; None is in it if there were event files before
         "The epochs of a run that have been written."
-        before = {None} if any((self.folder/name).glob("events*")) else set()
-        return self.written.setdefault(name, before)
+        if name not in self.written: self.written[name] = {None} if any((self.folder/name).glob("events*")) else set()
+        return self.written[name]
 
     def complete(self,
         config: RunConfig, # of a finished run
@@ -110,7 +117,7 @@ class TensorBoardLog:
         written = self.look_up(name)
         if None in written: return
         for row in rows:
-            if row["epoch"] not in written: self(config, len(rows) + 1, row)
+            if row["epoch"] not in written: self.write(name, row)
         if name in self.writers: self.writers.pop(name).close()
 
 # %% ../../nbs/experiments/15_progress.ipynb #da48e53c

@@ -28,14 +28,13 @@ import seaborn as sns
 from ..core import ConfigError, in_test, pick_device, project_root, write_atomic
 from ..data.benchmarks import JUNK
 from ..data.splits import Domain, Split
-from ..data.synthetic import write_domain
 from ..evaluation.retrieval import bootstrap_interval
 from upl_reid.experiments.config import (is_outside, load_methods, load_plugins, NETWORK, Preset, PRESETS,
     RunConfig)
 from .records import (archived_runs, ArchivedRun, keep_records, local_folder, noted, place_in_words,
     RECORDS, related_runs, report_folder, ReportSetting, shown_path, stored_runs, write_setting)
-from .runs import (describe_environment, features_to_rank, open_domain, plain_scores,
-    pretraining_configs, Run, run_paths, score_retrieval, store_root)
+from .runs import (describe_environment, draw_network, features_to_rank, open_domain,
+    plain_scores, pretraining_configs, Run, run_paths, score_retrieval, store_root)
 from .workers import get_runs
 from ..training.method import Budget, Method
 
@@ -156,12 +155,10 @@ class TableStarts(TableRuns):
         names: Iterable, # of networks
     ) -> "TableStarts": # where a network is embedded, other people and cameras of the same kind take its place
         "The table on which settings are chosen: its identities are those of no other table."
-        networks, folder = PRESETS[self.preset].networks, self.store/"data"/f"development-{self.preset}"
-        own = {name: networks[name] for name in dict.fromkeys(names) if name in networks and name not in self.roots}
-        made = {name: write_domain(name, folder, train_ids=train, test_ids=test, cameras=cameras,
-                                   size=PRESETS[self.preset].size, seed=1)
-                for name, (train, test, cameras) in own.items()}
-        return replace(self, roots={**self.roots, **{name: str(root) for name, root in made.items()}})
+        embedded, folder = PRESETS[self.preset].networks.keys() - self.roots.keys(), self.store/"data"
+        made = {name: str(draw_network(name, self.preset, folder/f"development-{self.preset}", seed=1))
+                for name in dict.fromkeys(names) if name in embedded}
+        return replace(self, roots={**self.roots, **made})
 
     def sourceless(self,
         rows: dict, # row name -> (method, method_args)
