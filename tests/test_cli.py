@@ -1055,3 +1055,25 @@ def test_a_length_of_zero_is_refused(home, capsys, tmp_path):
         asked = "adapt", home/"mine/crops", tmp_path/"m.safetensors", "--preset", "tiny", "--dim", dim
         code, _, err = said(capsys, *asked)
         assert code == 1 and f"--dim {dim}: vectors have at least 2 dimensions" in err
+
+
+def test_suffixes_in_upper_case_are_the_same(home, capsys, tmp_path):
+    import shutil
+    model, crops, gallery = tmp_path/"M.SAFETENSORS", home/"mine/search", tmp_path/"G.SAFETENSORS"
+    shutil.copyfile(home/"model.safetensors", model)
+    query, cpu = sorted(crops.rglob("*.jpg"))[0], ("--device", "cpu")
+    for _ in range(2): assert said(capsys, "index", model, crops, gallery, *cpu)[0] == 0
+    assert said(capsys, "search", model, gallery, query, *cpu, "--picture", tmp_path/"H.PNG", "--html",
+                tmp_path/"H.HTML")[0] == 0
+    assert (tmp_path/"H.PNG").read_bytes()[:4] == b"\x89PNG" and b"<html" in (tmp_path/"H.HTML").read_bytes()[:200]
+    assert said(capsys, "identities", model, gallery, gallery, *cpu)[0] == 0
+    assert said(capsys, "identities", model, crops, tmp_path/"P.SAFETENSORS", *cpu)[0] == 0
+    assert len(Gallery.load(tmp_path/"P.SAFETENSORS")) == len(Gallery.load(gallery))
+    pytest.importorskip("pyarrow")
+    assert said(capsys, "identities", model, crops, tmp_path/"W.PARQUET", *cpu)[0] == 0
+    assert (tmp_path/"W.PARQUET").read_bytes()[:4] == b"PAR1"
+    assert said(capsys, "export", gallery, tmp_path/"E.PARQUET")[0] == 0
+    assert said(capsys, "index", model, tmp_path/"E.PARQUET", tmp_path/"I.SAFETENSORS", *cpu)[0] == 0
+    assert Gallery.load(tmp_path/"I.SAFETENSORS").paths == Gallery.load(gallery).paths
+    assert said(capsys, "export", model, tmp_path/"M.ONNX")[0] == 0
+    assert said(capsys, "evaluate", tmp_path/"M.ONNX", home/"mine/truth.csv")[0] == 0

@@ -79,7 +79,7 @@ def check_out(
 ) -> Path:
     "An output path that can be written without destroying another file. Raises `ConfigError`, before any work is done."
     out, remedy = core.given_path(path), "choose another name"
-    if out.suffix not in suffixes: raise core.ConfigError(f"{out} should end with {' or '.join(suffixes)}")
+    if out.suffix.lower() not in suffixes: raise core.ConfigError(f"{out} should end with {' or '.join(suffixes)}")
     if out.is_dir() or (out.exists() and not out.is_file()):
         raise core.ConfigError(f"{out} exists and is not a file; {remedy}")
     try:
@@ -469,7 +469,7 @@ def evaluate(
     a: argparse.Namespace, # parsed arguments
 ) -> tuple: # dict for JSON, text, exit code
     "Measure retrieval on crops with identities."
-    exported = core.given_path(a.model).suffix == ".onnx"
+    exported = core.given_path(a.model).suffix.lower() == ".onnx"
     embedder = deployment.OnnxEmbedder(a.model) if exported else deployment.Embedder.load(a.model, a.device)
     images = data.list_images(a.root, a.pattern)
     notes, listed = listing_notes(images, a.root), images.path.nunique()
@@ -789,7 +789,7 @@ def index(
     "Make a gallery, or bring one up to date."
     (out, where), root = gallery_to_write(a.out), core.given_path(a.root)
     embedder = deployment.Embedder.load(a.model, a.device)
-    images = None if root.suffix == ".parquet" else data.list_images(a.root, a.pattern)
+    images = None if root.suffix.lower() == ".parquet" else data.list_images(a.root, a.pattern)
     options = dict(dim=embedder.dim, calibration=embedder.calibration, model=embedder.digest)
     with deployment.open_gallery(out, **options, change=True) as gallery:
         before = len(gallery)
@@ -1017,7 +1017,7 @@ def _save_picture(
     columns: int, # hits to draw
 ) -> bool: # whether the font lacks letters of a name
     "Draw the hits into a file that carries the mark of this program."
-    kind = path.suffix[1:]
+    kind = path.suffix[1:].lower()
     meta = {"Software" if kind == "png" else "Creator": MARK.decode()}
     def draw(part): deployment.draw_hits(queries, hits, columns).savefig(part, format=kind, metadata=meta)
     with warnings.catch_warnings(record=True) as caught:
@@ -1133,8 +1133,8 @@ def is_identities(
     root: str = "", # crops to name
 ) -> bool:
     "Whether a file may be replaced by `identities`: a table that it wrote, or the gallery whose crops get names."
-    if path.suffix == ".safetensors": return bool(root) and core.given_path(root).resolve() == path.resolve()
-    if path.suffix == ".parquet": return path.read_bytes()[:4] == b"PAR1" and b"identity" in path.read_bytes()
+    if path.suffix.lower() == ".safetensors": return bool(root) and core.given_path(root).resolve() == path.resolve()
+    if path.suffix.lower() == ".parquet": return path.read_bytes()[:4] == b"PAR1" and b"identity" in path.read_bytes()
     with open(path, "rb") as f: names = f.readline().decode("utf-8", "replace").strip().split(",")
     return names in (["path", "camera", "identity", "confidence"],
                      ["path", "camera", "track", "identity", "confidence"])
@@ -1233,7 +1233,7 @@ def _out_of_identities(a):
     if not deployment.is_postgres(a.out):
         suffixes = ".csv", ".parquet", ".safetensors"
         out = check_out(a.out, suffixes, lambda path: is_identities(path, a.root))
-        return out, str(out), out.suffix == ".safetensors" and out.exists()
+        return out, str(out), out.suffix.lower() == ".safetensors" and out.exists()
     where = deployment.split_address(a.out)[2]
     if a.out != a.root: raise core.ConfigError(f"names go to the database whose crops get them: name {where} twice, "
                                                "as the crops and as the place to write to")
@@ -1257,7 +1257,7 @@ def identities(
 ) -> tuple: # dict for JSON, text, exit code
     "Name who is who: one table of crops with identity and confidence."
     out, where, there = _out_of_identities(a)
-    embedder, kept = deployment.Embedder.load(a.model, a.device), there or Path(where).suffix == ".safetensors"
+    embedder, kept = deployment.Embedder.load(a.model, a.device), there or Path(where).suffix.lower() == ".safetensors"
     deployment.rate_threshold(embedder.calibration, a.rate)              # raises before any work is done
     known = deployment.read_known(a.known) if a.known else {}
     gallery, seen, bad, listed = _crops_to_name(a, embedder)
@@ -1328,16 +1328,16 @@ def export(
     a: argparse.Namespace, # parsed arguments
 ) -> tuple: # dict for JSON, text, exit code
     "Write a model as ONNX, or under timm's names; or a gallery as Parquet."
-    kind = core.given_path(a.out).suffix
+    kind = core.given_path(a.out).suffix.lower()
     if kind in (".safetensors", ".parquet") and (a.opset or a.int8 or a.normalised):
         raise core.ConfigError(f"--opset and --int8 are for .onnx, and so is --normalised; leave them out for {kind}")
     if kind == ".parquet":
         out = check_out(a.out, (".parquet",), has_parquet_facts)
         with deployment.open_gallery(a.model) as gallery: count = deployment.export_parquet(gallery, out)
         return dict(out=str(out), images=count), f"{count_images(count)} in {out}", 0
-    def ours(path): return (has_mark if path.suffix == ".onnx" else has_metadata("upl_reid_timm"))(path)
+    def ours(path): return (has_mark if path.suffix.lower() == ".onnx" else has_metadata("upl_reid_timm"))(path)
     out = check_out(a.out, (".onnx", ".safetensors", ".parquet"), ours)
-    embedder, other = deployment.Embedder.load(a.model, "cpu"), "onnxruntime" if out.suffix == ".onnx" else "timm"
+    embedder, other = deployment.Embedder.load(a.model, "cpu"), "onnxruntime" if kind == ".onnx" else "timm"
     if other == "timm": worst = deployment.export_timm(embedder, out)
     else: worst = deployment.export_onnx(embedder, out, opset=a.opset, int8=a.int8, normalised=a.normalised)
     text = f"{out}: {other} and this program differ by at most {worst:.0e}"

@@ -645,7 +645,7 @@ def list_images(
     remedy = "give the folder of the crops, or a table of them"
     if not str(root): raise DataError(f"an empty name is no folder; {remedy}")
     root = given_path(root)
-    if os.path.isfile(root) and root.suffix in (".safetensors", ".parquet"):
+    if os.path.isfile(root) and root.suffix.lower() in (".safetensors", ".parquet"):
         raise DataError(f"{root} is no table of crops; `upl-reid index` brings an exported gallery (.parquet) into a "
                         "gallery, and a gallery (.safetensors) is searched and named as it is")
     if os.path.isfile(root):

@@ -127,8 +127,8 @@ def answers_about(
     "All answers about a gallery. Raises `DataError` if there are none."
     import pandas as pd
     file = given_path(address)
-    if not is_sqlite(file) and file.suffix not in (".sqlite", ".csv"): file = pairs_file(address)
-    table = file.suffix == ".csv"
+    if not is_sqlite(file) and file.suffix.lower() not in (".sqlite", ".csv"): file = pairs_file(address)
+    table = file.suffix.lower() == ".csv"
     found = pd.DataFrame(read_answers(file), columns=["first", "second", "same"]) if table else confirmed_pairs(file)
     if len(found): return found
     raise DataError(f"there are no answers in {file}; accept and reject pairs with `upl-reid browse`, or name the file "

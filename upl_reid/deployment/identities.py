@@ -316,7 +316,7 @@ def write_identities(
     if tracks is not None: columns["track"] = list(tracks)
     columns["identity"] = list(found.names)
     columns["confidence"] = [None if np.isnan(c) else round(float(c), 4) for c in found.confidence]
-    if path.suffix == ".parquet": return write_atomic(path, _parquet(columns))
+    if path.suffix.lower() == ".parquet": return write_atomic(path, _parquet(columns))
     text = io.StringIO()
     rows = csv.writer(text)
     rows.writerow(columns)
@@ -359,7 +359,7 @@ def identity_rows(
     there: bool = True, # whether the pictures have to be there, each once
 ) -> list: # of (absolute path, camera, identity, time, track, confidence), text; empty: unknown
     "The rows of a table of identities, by the rules of `read_table`. Raises `DataError` with all faults."
-    rows = read_lines(path, (parquet_lines if path.suffix == ".parquet" else table_lines)(path), there)[0]
+    rows = read_lines(path, (parquet_lines if path.suffix.lower() == ".parquet" else table_lines)(path), there)[0]
     def clean(place, camera, who, split, time, track, sure):
         camera, track, who, time = known_place(camera), known_place(track), known_text(who), known_text(time)
         who = "" if fixed_number(who, split) is not None else who

@@ -386,7 +386,7 @@ def write_tasks(
     "Write crops for a tool. Raises `ConfigError` for another tool or name, `DataError` for crops it cannot take."
     suffix = {"label-studio": ".json", "cvat": ".xml"}.get(tool, "")
     if tool not in TOOLS: raise ConfigError(f"tool={tool!r}: choose {', '.join(TOOLS)}")
-    if suffix and Path(out).suffix != suffix: raise ConfigError(f"{out} should end with {suffix} for {tool}")
+    if suffix and Path(out).suffix.lower() != suffix: raise ConfigError(f"{out} should end with {suffix} for {tool}")
     if tool == "label-studio": return write_label_studio(crops, out, url)
     return dict(cvat=write_cvat, fiftyone=write_fiftyone, market1501=write_market)[tool](crops, out)
 
@@ -396,8 +396,8 @@ def read_tasks(
 ) -> dict: # path -> identity, empty: unknown
     "Identities in a tool's export, whose kind is told by its content. Raises `DataError` for anything else."
     path = given_path(path)
-    if path.suffix == ".json": return read_label_studio(path)
-    if path.suffix == ".xml": return read_cvat(path, crops)
+    if path.suffix.lower() == ".json": return read_label_studio(path)
+    if path.suffix.lower() == ".xml": return read_cvat(path, crops)
     if (path/"labels.json").is_file(): return read_fiftyone(path)
     if (path/"bounding_box_train").is_dir() or any(path.glob("images_*.txt")): return read_market(path, crops)
     raise DataError(f"{path} is no export of {', '.join(TOOLS)}; give a .json or .xml file, or a folder, unpacked")
