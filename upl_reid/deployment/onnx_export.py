@@ -276,7 +276,8 @@ _LIMITS = """
 - Naming people. It recognises clothing and build, not identity. In other clothes, the same person is another one.
 - Deciding anything about a person without a human who checks. Every threshold lets wrong pairs through. Thresholds for
   a stated false-match rate are estimated from pseudo-labels; where true identities were known
-  (nbs/studies/label_free_signs.ipynb and photographs.ipynb), up to four times as many wrong pairs came through as stated.
+  (nbs/studies/label_free_signs.ipynb and photographs.ipynb), up to four times as many wrong pairs came through as
+  stated.
 - Other cameras, seasons or countries than it was adapted to, without adapting and judging again.
 - Groups of people that were rare in the training pictures: errors are not spread evenly, and how they are spread
   cannot be known without labels. Measure it before use.
