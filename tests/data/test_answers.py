@@ -43,6 +43,8 @@ def test_relative_paths_count_from_the_table(tmp_path, monkeypatch):
                     (f"{tmp_path}/home/2.jpg", f"{tmp_path}/x/0.jpg", False)]
     assert find_answers([tmp_path/"x/0.jpg", tmp_path/"1.jpg"], rows).pairs.tolist() == [[0, 1]]
     assert answers_about(tmp_path/"x/a.csv").values.tolist() == [list(row) for row in rows]
+    (tmp_path/"x/B.CSV").write_bytes((tmp_path/"x/a.csv").read_bytes())
+    assert answers_about(tmp_path/"x/B.CSV").values.tolist() == [list(row) for row in rows]
 
 
 def test_spaces_around_names_and_paths_do_not_count(tmp_path):

@@ -189,6 +189,16 @@ def test_unknown_in_any_case_is_nobody(home, tool):
     assert [read_tasks(out, crops)[path] for path in change] == ["", "", "Zoe"]
 
 
+@pytest.mark.parametrize("tool, name", [("label-studio", "T.JSON"), ("cvat", "T.XML")])
+def test_a_suffix_in_upper_case_is_the_same(home, tool, name):
+    crops = read_crops(home/"who.csv")
+    usual, upper = (write_tasks(crops, home/n, tool) for n in (OUT[tool], name))
+    change = dict(zip((c.path for c in crops), ("Zoe", "Bob")))
+    for out in (usual, upper): corrected_in(tool, out, change, "")
+    assert read_tasks(upper, crops) == read_tasks(usual, crops)
+    assert [read_tasks(upper, crops)[path] for path in change] == ["Zoe", "Bob"]
+
+
 def test_a_market_folder_tells_of_unknown_cameras_and_without_queries(home):
     crops = read_crops(home/"who.csv")
     for i, cameras in enumerate((["cam1"]*24, [""]*24, [""]*5 + ["cam1"]*19)):
