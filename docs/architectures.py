@@ -44,7 +44,7 @@ PICTURES = {
         "refine": (3, 1, 1, "label", "Mutual refinement", ("LGMR: what both", "clusterings agree on")),
         "labels": (2, 1, 1, "label", "Pseudo-labels", ("one for the image and", "all of its bands")),
         "inaccuracy": (0, 1, 2, "label", "Inaccuracy (IGMO, Eq. 4-6)",
-                       ("divergence of the student's cluster", "probabilities from the teacher's")),
+                       ("D(teacher || student) of the", "cluster probabilities")),
         "losses": (0, 2, 3, "loss", "Losses of both students (Eq. 8)",
                    ("identity on the global feature and each part, softmax triplet;",
                     "weighted KL: labels that student and teacher agree on count more")),

@@ -52,6 +52,7 @@ def claims(root):
 def places(text):
     "The tables and sections that a claim's place names: 'Tables 4-6' are three."
     each = lambda m: ", ".join(f"Table {n}" for n in range(int(m[1]), int(m[2]) + 1))
+    text = text.replace("Fig. ", "Figure ")
     several = re.sub(r"Tables (\w+), (\w+)", r"Table \1, Table \2", re.sub(r"Tables (\d)-(\d)", each, text))
     return list(dict.fromkeys(several.split(", ")))
 
@@ -99,8 +100,8 @@ def own_figure_rows(root, found):
         verdict = verdict_cell(found, "UPL-ReID", section, "claims") if section else "no claim in numbers"
         yield f"Figure {number}", title, notebook_link(notebook), verdict, report_cell(root, [where])
 
-def figure_rows(root, paper):
-    "The rows of another paper's figures."
+def figure_rows(root, paper, found):
+    "The rows of another paper's figures; those without a claim have their numbers or words beside ours."
     notebook = f"nbs/{paper}/figures.ipynb"
     for number, (title, says, why) in figures_of(paper).items():
         label = f"Figure {number}"
@@ -112,14 +113,15 @@ def figure_rows(root, paper):
         names = sorted({path.stem for path in (root/"reports"/paper).glob(f"fig{number}*.md")
                         if re.fullmatch(rf"fig{number}[abc]*", path.stem)})
         printed = "numbers of the text stand beside ours" if re.search(r"\d\.\d", says) else "no numbers are printed"
-        yield (label, title, notebook_link(notebook), f"not judged: {printed}",
+        verdict = found.get((NAMES[paper], label)) and verdict_cell(found, NAMES[paper], label, "")
+        yield (label, title, notebook_link(notebook), verdict or f"not judged: {printed}",
                report_cell(root, [f"{paper}/{name}" for name in names]))
 
 def rows(root=ROOT):
     "All rows: paper, table or figure, what it shows, rerun, verdict, report."
     found, made = claims(root), []
     for paper in NAMES:
-        figures = own_figure_rows(root, found) if paper == "upl" else figure_rows(root, paper)
+        figures = own_figure_rows(root, found) if paper == "upl" else figure_rows(root, paper, found)
         made += [(NAMES[paper], *row) for row in (*table_rows(root, paper, found), *figures)]
     return made
 

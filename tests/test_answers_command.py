@@ -73,8 +73,8 @@ def test_a_run_keeps_to_the_answers(mine, store, tmp_path, capsys, monkeypatch):
     ([(0, 1, True), (1, 2, True), (0, 2, False)], (), "are rejected as one person, and other answers or a track "
                                                       "confirm it through"),
     ([(0, 1, True)], ("--method", "mmt"), "method MMT does not keep to answers about pairs; use dbscan"),
-    ([(0, 1, True)], ("--method", "inclr"), "method INCLR does not keep to answers")],
-    ids=["none", "contradiction", "mmt", "inclr"])
+    ([(0, 1, True)], ("--method", "spcl"), "method SpCL does not keep to answers")],
+    ids=["none", "contradiction", "mmt", "spcl"])
 def test_what_cannot_be_used_is_one_sentence_before_training(mine, tmp_path, capsys, monkeypatch, pairs, more, words):
     answer(mine, tmp_path/"g.safetensors", pairs)
     code, facts, err = adapted(capsys, monkeypatch, tmp_path/"runs", mine/"crops.csv", tmp_path/"m.safetensors",

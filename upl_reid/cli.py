@@ -198,7 +198,8 @@ def pretrain(
 ) -> tuple: # dict for JSON, text, exit code
     "Train on a source with identities."
     out = check_out(a.out, (".safetensors",), has_metadata("upl_reid"))
-    if a.start or not a.source: raise core.ConfigError("pretrain needs a source with identities, and no model to start")
+    if a.start or not a.source:
+        raise core.ConfigError("pretrain needs a source with identities: give --source NAME, and leave --start out")
     preset, network, why = choose_network(a)
     print(why, file=sys.stderr, flush=True)
     config = experiments.RunConfig(preset, a.source, seed=a.seed, **network)
@@ -1392,7 +1393,8 @@ def records(
     lines = [f"{facts['records']:,} run{'s'*(facts['records'] != 1)} in {store/experiments.RECORDS}"]
     if facts["left_out"]: lines += [f"left out, since they cannot be read: {', '.join(facts['left_out'])}"]
     if facts["without_images"]:
-        lines += ["with plain scores only, since their images were not found (say where with --data NAME=FOLDER): "
+        lines += ["with plain scores only, since their images were not found (say where with --data NAME=FOLDER), or "
+                  "since they began with --weights: "
                   + ", ".join(facts["without_images"])]
     return dict(facts, file=str(store/experiments.RECORDS)), "\n".join(lines), 0
 

@@ -33,17 +33,17 @@ class DataError(ValueError):
     "Images, file names or identities that cannot be used as they are."
 
 class ConfigError(ValueError):
-    "A parameter, preset or method argument that does not exist or has the wrong type."
+    "A parameter, preset or method argument that does not exist, or has a wrong type or value."
 
 class RunError(ValueError):
-    "A run directory that cannot be read, locked or continued."
+    "A file or run that cannot be read, written, locked or continued, or a training that failed."
 
 # %% ../nbs/core.ipynb #eb39cccb
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)     # of red, green and blue
 
 # %% ../nbs/core.ipynb #5bbf124f
 def seed_for(
-    *parts, # what the stream belongs to: strings and numbers, numpy's too, such as a run's seed, "epoch", 3
+    *parts, # what the stream belongs to: strings and integers, numpy's too, such as a run's seed, "epoch", 3
 ) -> int: # 0 <= seed < 2**63
     "A seed derived from an address: the same parts give the same seed on every machine."
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=operator.index).encode()).digest()
@@ -71,7 +71,7 @@ def seeded_torch(
 def pick_device(
     name: str = "auto", # "auto", "cpu", "cuda", "cuda:1", "mps"
 ) -> torch.device:
-    "The device to train on; 'auto' takes the first GPU if there is one. Raises `ConfigError` if it is not available."
+    "The device to train on; 'auto': the first CUDA GPU if there is one. Raises `ConfigError` for an absent one."
     if name == "auto": return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -224,7 +224,8 @@ def read_tensors(
     try:
         with safe_open(given_path(path), "pt") as f: return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
     except (SafetensorError, OSError) as e:
-        raise RunError(f"{path} cannot be read ({e}); remove the run's folder to do it again") from e
+        raise RunError(f"{path} cannot be read ({e}); give an undamaged file, or remove the folder of its run to do "
+                       "it again") from e
 
 # %% ../nbs/core.ipynb #4aab49b1
 def write_tensors(

@@ -94,6 +94,16 @@ def test_only_requests_with_the_token_to_this_machine_are_answered(page):
     assert not pairs.exists()
 
 
+def test_a_new_address_replaces_the_cookie_of_an_earlier_start(page):
+    "On the same port the cookie has the same name."
+    from fastapi.testclient import TestClient
+    _, _, _, client = page
+    earlier = TestClient(client.app, base_url="http://127.0.0.1:8000", cookies=dict.fromkeys(client.cookies, "old"))
+    assert earlier.get("/", follow_redirects=False).status_code == 403
+    first = earlier.get("/?token=token", follow_redirects=False)
+    assert first.status_code == 303 and "=token" in first.headers["set-cookie"]
+
+
 def test_answers_are_stored_shown_and_withdrawn(page):
     gallery, paths, pairs, client = page
     a, b, c = gallery.positions()[:3]

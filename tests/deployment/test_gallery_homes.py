@@ -221,6 +221,22 @@ def test_another_model_or_dimension_is_refused(home):
         assert len(gallery) == 60 and gallery.calibration == TOLD
 
 
+def test_a_missing_folder_is_told_whatever_it_ends_with(tmp_path):
+    assert f"there is no {tmp_path/'serch'}" in fault(open_gallery, tmp_path/"serch")
+    assert "should end with .safetensors" in fault(open_gallery, tmp_path/"new.db", 16, error=ConfigError)
+
+
+def test_after_close_a_gallery_file_counts_as_unlocked(tmp_path):
+    path = tmp_path/"g.safetensors"
+    with open_gallery(path, 16, change=True) as ours:
+        ours.add(people(3), ["a", "b", "c"])
+        ours.commit()
+    with open_gallery(path, change=True) as theirs:
+        theirs.add(people(1), ["d"])
+        theirs.commit()
+    assert ours.refresh() == 1 and len(ours) == 4
+
+
 def test_an_absent_or_empty_gallery_is_told(home):
     assert "there is no" in fault(open_gallery, home)
     with open_gallery(home, 16) as gallery:

@@ -189,3 +189,13 @@ def test_wrong_arguments_are_refused_as_by_the_embedder(saved, tmp_path):
         onnx.helper.set_model_props(graph, dict(upl_reid=facts))
         onnx.save(graph, tmp_path/"n.onnx")
         with pytest.raises(DataError, match="was not written by `upl-reid export`"): OnnxEmbedder(tmp_path/"n.onnx")
+
+
+def test_running_a_file_needs_onnxruntime_only(saved, tmp_path, monkeypatch):
+    export_onnx(Embedder.load(saved, "cpu"), tmp_path/"m.onnx")
+    there = module.importlib.util.find_spec
+    without = lambda *names: lambda name, *rest: None if name in names else there(name, *rest)
+    monkeypatch.setattr(module.importlib.util, "find_spec", without("onnx", "onnxscript"))
+    assert module.OnnxFile(tmp_path/"m.onnx").dim == Embedder.load(saved, "cpu").dim
+    monkeypatch.setattr(module.importlib.util, "find_spec", without("onnxruntime"))
+    with pytest.raises(DataError, match="pip install onnxruntime"): module.OnnxFile(tmp_path/"m.onnx")

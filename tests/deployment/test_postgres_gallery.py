@@ -265,6 +265,7 @@ def test_a_user_who_may_only_read_searches(server, address):
 def test_addresses():
     assert is_postgres("postgresql://x/y") and is_postgres("postgres://x") and not is_postgres(Path("postgresql.x"))
     with pytest.raises(ConfigError): split_address("postgresql://h/d#Robert'); DROP TABLE x;--")
+    assert "no digit first" in fault(split_address, "postgresql://h/d#1a", error=ConfigError)
     for name in ("galleries", "A", "1a", "a"*41, "a-b", "é"):
         assert fault(split_address, f"postgresql://h/d#{name}", error=ConfigError)
     wrong = fault(split_address, "postgresql://u:geheim@h/d?no_such=1", error=ConfigError)

@@ -376,6 +376,14 @@ Path("reports").mkdir(exist_ok=True)
 Path("reports/{name}.md").write_text(f"# {name}: made\\n\\npreset {{preset}}, seeds {{seeds}}\\n")"""
 
 
+def test_numbers_of_a_report_with_a_longer_name_are_not_taken(tmp_path):
+    for name in ("claims.md", "claims.csv", "claims_queues.csv", "claims_of_others.md", "claims_of_others.csv"):
+        (tmp_path/name).write_text("a\n1\n")
+    files = lambda name: [file for file, _ in report_page.files_of(name, tmp_path)]
+    assert files("claims") == ["claims.csv", "claims_queues.csv", "claims.md"]
+    assert files("claims_of_others") == ["claims_of_others.csv", "claims_of_others.md"]
+
+
 def test_a_report_of_another_paper_has_its_own_folder(tmp_path):
     project(tmp_path)
     notebook(tmp_path/"nbs/p2lr/table2.ipynb")

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, strategies as st
 from torch import nn
 
-from upl_reid.components.tracks import TrackLinks
+from upl_reid.components.tracks import answer_links, check_answers, find_links, TrackLinks
 from upl_reid.components.encoder import build_encoder, feature_map, parameter_groups, make_ema
 from upl_reid.core import ConfigError, DataError, seeded_torch
 from upl_reid.data.benchmarks import load_domain
@@ -552,3 +552,23 @@ def test_tracks_of_two_people_stay_apart_after_the_refinement(refinement):
     method.links = TrackLinks(track.numpy(), np.array(sorted(apart)))
     labels = method.relabel(features, cam, 0).hard
     assert not any(labels[2*a] == labels[2*b] >= 0 for a, b in apart) and (labels[::2] == labels[1::2]).all()
+
+
+@pytest.mark.parametrize("refinement", ["both", "split", "merge"])
+def test_answers_are_kept_after_the_refinement(refinement):
+    g = torch.Generator().manual_seed(0)
+    pid, cam = torch.arange(120)//12, torch.arange(120) % 3
+    people, noise = torch.randn(4, 10, 8, generator=g), torch.randn(4, 120, 8, generator=g)
+    features = join_parts(torch.nn.functional.normalize(people[:, pid] + .4*noise, dim=2), .2)
+    method = INCLR(*(build_encoder("micro", SIZE, 8, seed=s) for s in (0, 1)), k1=10, k2=3, eps=.6, min_samples=3,
+                   refinement=refinement)
+    plain = method.relabel(features, cam, 0).hard
+    a, b = torch.nonzero(plain[:, None] == plain).unbind(1)
+    joined = next((i, j) for i, j in zip(a.tolist(), b.tolist()) if i < j and plain[i] >= 0)
+    parted = next((i, j) for i in range(120) for j in range(i) if plain[i] != plain[j] and not {i, j} & {*joined})
+    pairs, same = np.array([joined, parted]), np.array([False, True])
+    method.links = answer_links(find_links(np.full(120, -1), cam.numpy()), pairs, same)
+    labels = method.relabel(features, cam, 0).hard
+    check_answers(labels, method.links, "inclr")
+    assert labels[parted[0]] == labels[parted[1]] >= 0 and method.keeps_answers
+    assert labels[joined[0]] != labels[joined[1]] or labels[joined[0]] == -1

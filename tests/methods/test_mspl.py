@@ -17,7 +17,7 @@ from small import people_in_cameras
 from upl_reid.components.encoder import build_encoder
 from upl_reid.components.clustering import camera_center, dbscan, kmeans_labels
 from upl_reid.components.neighbours import jaccard_distance
-from upl_reid.components.tracks import find_links
+from upl_reid.components.tracks import answer_links, check_answers, find_links
 from upl_reid.core import ConfigError, DataError
 from upl_reid.data.benchmarks import load_domain
 from upl_reid.data.image_bank import ImageBank
@@ -447,3 +447,18 @@ def test_a_track_counts_as_its_images(given):
     assert int(labels.max()) > 1
     assert (labels.view(24, 10) == labels.view(24, 10)[:, :1]).all()
     assert torch.equal(labels, select_clusters(labels, cam))
+
+
+@pytest.mark.parametrize("given", [dict(k1=5, k2=2, min_samples=2, eps=.6), dict(clusters="kmeans")],
+                         ids=["dbscan", "k-means"])
+def test_a_confirmed_pair_stays_a_cluster_that_the_selection_would_drop(given):
+    x, _, cam = people_in_cameras(8, 3, 6, .3, bias=.3, seed=1)
+    stranger = torch.nn.functional.normalize(torch.randn(2, 24, generator=torch.Generator().manual_seed(9)), dim=1)
+    x, cam = torch.cat([x, stranger]), torch.cat([cam, torch.tensor([0, 0])])   # one camera, two images: dropped
+    n = len(x)
+    method = MSPL(nn.Identity(), **given)
+    pairs, same = np.array([[n - 2, n - 1], [0, 1], [0, 2]]), np.array([True, True, False])
+    method.links = links = answer_links(find_links(np.full(n, -1), cam.numpy()), pairs, same)
+    labels = method.relabel(links.means(x), cam, 0).hard
+    check_answers(labels, links, "mspl")
+    assert labels[n - 2] == labels[n - 1] >= 0 and labels[0] == labels[1] != labels[2] and method.keeps_answers

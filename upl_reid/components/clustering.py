@@ -89,7 +89,7 @@ def kmeans_labels(
     k: int, # clusters, 1..N
     seed: int = 0, # of the first centres
 ): # (N,) int64 in 0..k-1 by first appearance; same kind
-    """K-means (Lloyd) from one k-means++ start; copies count as one image.
+    """K-means (Lloyd) from one k-means++ start, with at most as many clusters as there are distinct rows.
 
     Raises `ConfigError` for k below 1, `DataError` for k above N."""
     if k < 1: raise ConfigError(f"k={k}: k-means needs at least one cluster")

@@ -123,7 +123,7 @@ def check_fit(
     if not torch.isfinite(x).all():
         raise DataError("the points to fit hold NaN or infinity; lower the learning rate if training diverged")
     if not torch.equal(used := ids.unique(), torch.arange(len(used))):
-        raise DataError("group ids have gaps; renumber with relabel_consecutive")
+        raise DataError("group ids have gaps or are below 0; leave noise out, then renumber with relabel_consecutive")
 
 # %% ../../nbs/components/30_uncertainty.ipynb #0a73aee3
 def fit_mixture(

@@ -121,6 +121,7 @@ class FreshGallery(FileEntries):
     def close(self) -> None:
         "Give the lock back."
         if self._lock is not None: self._lock.close()
+        self._lock = None
 
     def __enter__(self) -> Self: return self
 
@@ -177,6 +178,8 @@ def open_file(
     model: str, # as of `open_gallery`
 ) -> FileGallery:
     "A gallery file, read if it exists."
+    if dim is None and not path.exists():
+        raise DataError(f"there is no {path}; give a gallery file (.safetensors), or a folder or table of crops")
     if path.suffix.lower() != ".safetensors": raise ConfigError(f"{path} should end with .safetensors")
     there = path.exists() or dim is None
     state = file_state(path) if path.exists() else None         # before it is read: a later change is seen

@@ -212,7 +212,8 @@ class OnnxFile:
     def __init__(self,
         path: str | Path, # .onnx
     ):
-        _check_packages()
+        if importlib.util.find_spec("onnxruntime") is None:
+            raise DataError("an ONNX file needs onnxruntime to run; install it with: pip install onnxruntime")
         import onnxruntime
         path = given_path(path)
         try: self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -273,7 +274,8 @@ who looks at every result. Research on re-identification.
 _LIMITS = """
 ## What it must not be used for
 
-- Naming people. It recognises clothing and build, not identity. In other clothes, the same person is another one.
+- Establishing who somebody is. It compares clothing and build: in other clothes, the same person is another one. The
+  names of `upl-reid identities` are labels of groups of similar crops.
 - Deciding anything about a person without a human who checks. Every threshold lets wrong pairs through. Thresholds for
   a stated false-match rate are estimated from pseudo-labels; where true identities were known
   (nbs/studies/label_free_signs.ipynb and photographs.ipynb), up to four times as many wrong pairs came through as

@@ -59,7 +59,7 @@ def split_address(
     name = name or "gallery"
     if not re.fullmatch("[a-z_][a-z0-9_]{0,39}", name) or name == "galleries":
         raise ConfigError(f"{printable_text(name)!r} cannot name a gallery in PostgreSQL; use up to 40 letters a to z, "
-                          "digits and _, and another name than galleries")
+                          "digits and _, no digit first, and another name than galleries")
     try: parts = psycopg.conninfo.conninfo_to_dict(base)
     except psycopg.Error:           # its message could repeat the password
         raise ConfigError("the gallery's address cannot be read; write postgresql://user@host/database#name") from None

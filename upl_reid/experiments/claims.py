@@ -197,7 +197,7 @@ def saved_in_words(
     share: float, # of `share_of_epochs_saved`
 ) -> str:
     "A share of epochs saved in words."
-    if math.isnan(share): return "no level that both come down to"
+    if math.isnan(share): return "no share of epochs saved"
     return f"{abs(share):.0f} % {'fewer' if share >= 0 else 'more'} epochs"
 
 # %% ../../nbs/experiments/80_claims.ipynb #fe1639f2

@@ -467,7 +467,9 @@ def target_of(
     store: Path, # embedded networks are drawn there
     marked: Callable[[str, bool], dict], # name, whether tracks count -> `marked_domains`
 ) -> Domain | None: # None: a folder that the run was given is not among the marked ones
-    "The domain that a run has adapted to."
+    """The domain that a run has adapted to.
+
+    None also for an embedded target if the run began with a file of weights, whose mark looks like that of a folder."""
     c, marks = run.config, [m for m in run.id.split("-")[1:] if not m.startswith(("start", "answers"))]
     given = [found[mark] for found in [marked(c.target, c.tracks)] for mark in marks if mark in found] if marks else []
     if given: return given[0]

@@ -64,7 +64,9 @@ def find_notebook(
 ) -> Path: # relative to `root`
     "Where a notebook of a report lies. Raises `ConfigError` if there is no such notebook."
     path = notebook_path(name, root)
-    if not path: raise ConfigError(f"there is no notebook {name!r}; choose among {', '.join(NOTEBOOKS)}")
+    if not path:
+        raise ConfigError(f"there is no notebook {name!r}; choose among {', '.join(NOTEBOOKS)}, or give one of "
+                          "nbs/studies/ or of a paper's folder, as in combination or p2lr/table1")
     return path
 
 # %% ../../nbs/experiments/90_report_page.ipynb #c3ce6074
@@ -207,7 +209,8 @@ def files_of(
     notebook = notebook_path(notebook_of(name), reports.parent)
     own = re.compile(rf"{re.escape(Path(name).name)}(\W.*|_.*)")
     numbers = [path.relative_to(reports).as_posix() for path in sorted(reports.glob(f"{name}*.csv"))
-               if own.fullmatch(path.name)]
+               if own.fullmatch(path.name) and
+               (path.stem == Path(name).name or not path.with_suffix(".md").exists())]  # else of another report
     page = [("notebook", f"../_site/{notebook.with_suffix('.html').as_posix()}"),
             ("notebook file", f"../{notebook.as_posix()}")] if notebook else []
     return page + [(file, file) for file in [*numbers, f"{name}.md"]]

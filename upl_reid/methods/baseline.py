@@ -38,7 +38,8 @@ def hard_pseudo_labels(
     labels = torch.as_tensor(labels, device=features.device)
     count = int(labels.max()) + 1
     if count < 2:
-        raise DataError(f"clustering found {count} clusters among {len(labels)} images; raise eps or lower min_samples")
+        remedy = "lower eps" if count else "raise eps or lower min_samples"
+        raise DataError(f"clustering found {count} clusters among {len(labels)} images, and two are needed; {remedy}")
     return PseudoLabels(labels, None, (labels >= 0).float(), cluster_centroids(features, labels))
 
 # %% ../../nbs/methods/baseline.ipynb #fba18746
@@ -110,9 +111,9 @@ class DBSCANNumbers(ChosenClustering):
         *networks: Any, # the encoder, pretrained on the source, and a twin where the method has one
         center: bool = True, # subtract each camera's mean before clustering
         k1: int | None = None, # of the Jaccard distance: about the images of a person; None: chosen from the data
-        k2: int | None = None, # of the Jaccard distance; None: goes with k1
+        k2: int | None = None, # of the Jaccard distance; None: chosen with k1, or 6 if k1 is given
         eps: float = 0.5, # DBSCAN's radius
-        min_samples: int | None = None, # DBSCAN's density; None: goes with k1
+        min_samples: int | None = None, # DBSCAN's density; None: chosen with k1, or 4 if k1 is given
         **kwargs, # of `Method`
     ):
         super().__init__(*networks, **kwargs)

@@ -381,7 +381,7 @@ class CGC(CGCLabels):
 
     @staticmethod
     def as_written() -> dict: # for `RunConfig.method_args`
-        "To the letter: no source, no averaged weights, Eq. 4 as printed, DBSCAN as in Cluster-Contrast."
+        "No source, no averaged weights, Eq. 4 as printed, DBSCAN as for MSMT17 (for Market-1501 add eps=.4)."
         return dict(pretrained=False, average=False, leave_one_out=False, k1=30, k2=6, eps=.6, min_samples=4)
 
 # %% ../../nbs/methods/cgc.ipynb #c4d7c540

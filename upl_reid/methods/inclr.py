@@ -228,7 +228,7 @@ def inaccuracy(
     centroids, # (K, d) of the clusters
     temperature: float = 20., # beta, factor of the cosines, > 0
 ): # (N,) at least 0; same kind as `student`
-    """KL divergence of the student's distribution over the clusters from the teacher's (INCLR Eq. 4-6).
+    """D_KL(teacher || student) of the distributions over the clusters (INCLR Eq. 4-6).
 
     Raises `ConfigError`, `DataError`."""
     s, t, v = (as_floats(x) for x in (student, teacher, centroids))
@@ -259,7 +259,6 @@ def check_inclr(
 # %% ../../nbs/methods/inclr.ipynb #d3c79c47
 class INCLRClusters(DBSCANNumbers, MMT):
     "Arguments of DBSCAN, the same in both spaces."
-    keeps_answers = False # the refinement of both spaces' clusters may part a confirmed pair
     def __init__(self,
         encoder: nn.Module, # global and part features
         twin: nn.Module, # global and part features, pretrained from another seed
@@ -414,7 +413,7 @@ class INCLR(INCLRStudent):
 
     @staticmethod
     def tuned() -> dict: # for `RunConfig.method_args`
-        "The best of three trials on two other networks (studies/tuning): that of mutual mean teaching."
+        "The best of three trials on two other networks (studies/tuning), with the same settings as `MMT.tuned()`."
         return MMT.tuned()
 
 # %% ../../nbs/methods/inclr.ipynb #b4518232

@@ -105,8 +105,9 @@ def check_kept(
 ) -> Tensor: # the selected clusters
     "Raises `DataError` if fewer than two clusters are left."
     if int(kept.max()) < 1:
+        remedy = "lower eps" if int(found.max()) == 0 else "raise eps, lower min_size, or set select=False"
         raise DataError(f"{int(kept.max()) + 1} of {int(found.max()) + 1} clusters among {len(found)} images can be "
-                        "used; raise eps, lower min_size, or set select=False")
+                        f"used, and two are needed; {remedy}")
     return kept
 
 # %% ../../nbs/methods/mspl.ipynb #d81cc1e3
@@ -236,9 +237,9 @@ class MSPLClusters(ChosenClustering, FrozenStart):
         select: bool = True, # cluster selection (Table 3)
         min_size: int = 4, # images that a selected cluster has at least
         k1: int | None = None, # of the Jaccard distance: about the images of a person; None: chosen from the data
-        k2: int | None = None, # of the Jaccard distance; None: goes with k1
+        k2: int | None = None, # of the Jaccard distance; None: chosen with k1, or 6 if k1 is given
         eps: float = 0.5, # DBSCAN's radius
-        min_samples: int | None = None, # DBSCAN's density; None: goes with k1
+        min_samples: int | None = None, # DBSCAN's density; None: chosen with k1, or 4 if k1 is given
         per_cluster: int = 15, # images a cluster, for k-means (Eq. 1)
         **kwargs, # of `FrozenStart` and `Method`
     ):
@@ -297,11 +298,13 @@ class MSPLLabels(MSPLRounds):
 
         Tracks are clustered as one row each, and selected by their images."""
         if round and not self.progressive: return hard_pseudo_labels(features, self.hard)
-        later = self.label_args["select"] and self.links is not None
-        args = {**self.label_args, "select": False, "images": len(features)} if later else self.label_args
+        links = self.links if self.label_args["select"] else None    # with links, the selection comes last
+        args = {**self.label_args, "select": False, "images": len(features)} if links else self.label_args
         ways = [partial(refined_clusters, seed=round, **args, **scale) for scale in self.scales]
         kept = self.cluster_as_chosen(ways, features, camids)
-        if later: kept = check_kept(select_clusters(kept, camids, args["min_size"]), kept)
+        if links:                                            # a confirmed pair stays a cluster
+            chosen = links.link(select_clusters(kept, camids, args["min_size"]), features)
+            kept = check_kept(chosen, kept)
         if round: self.agreement.fill_(label_agreement(self.hard, kept))
         return hard_pseudo_labels(features, kept)
 

@@ -44,7 +44,7 @@ def label_uncertainty(
     temperature: float = 20., # alpha of Eq. 2
     epsilon: float = 0.99, # height of the ideal peak, in (0, 1]
 ): # (N,) nats, >= 0; infinite where there is no label; same kind as `features`
-    """Divergence of the ideal single peak at an image's label from its cluster probabilities (P2LR Eq. 2-4).
+    """D_KL(ideal single peak at an image's label || its cluster probabilities) (P2LR Eq. 2-4).
 
     Raises `ConfigError`, `DataError`."""
     if not 0 < epsilon <= 1:
@@ -201,7 +201,7 @@ class P2LRMeasure(P2LRState):
         ours: Tensor, # (N, d) features that were clustered
         theirs: Tensor, # (N, d) the other networks', in the same space
     ) -> Tensor: # (N,)
-        "Divergence of the other networks' cluster probabilities from those of the networks that were clustered."
+        "D_KL(cluster probabilities of the clustered networks || those of the other networks)."
         log_ours, log_theirs = (centroid_log_probabilities(x, centroids, self.temperature) for x in (ours, theirs))
         return F.kl_div(log_theirs, log_ours, reduction="none", log_target=True).sum(1).clamp(min=0)
 
@@ -245,10 +245,10 @@ class P2LRLabels(P2LRUncertainty):
 
 # %% ../../nbs/methods/p2lr.ipynb #5ef804a9
 class P2LRSettings(P2LRLabels):
-    "The paper's own weights of the losses."
+    "Loss weights nearest to Eq. 1."
     @staticmethod
     def as_written() -> dict: # for `RunConfig.method_args`
-        "Eq. 1 with every weight 1, all halved: hard and soft losses alike."
+        "Eq. 1 with every weight 1, all halved; the paper gives no value of its three weights."
         return dict(soft_triplet=.5)
 
 # %% ../../nbs/methods/p2lr.ipynb #25b94795
@@ -257,7 +257,7 @@ class P2LR(P2LRSettings):
     "Probabilistic uncertainty guided progressive label refinery (Han, Li and Wang 2022) on mutual mean teaching."
     @staticmethod
     def tuned() -> dict: # for `RunConfig.method_args`
-        "The best of three trials on two other networks (studies/tuning): that of mutual mean teaching."
+        "The best of three trials on two other networks (studies/tuning), with the same settings as `MMT.tuned()`."
         return MMT.tuned()
 
     def start(self,

@@ -41,9 +41,10 @@ def check_clusters(
 ):
     "Raises `DataError` for fewer than two clusters."
     if int(clusters.max()) > 0: return
-    found = "one cluster" if int(clusters.max()) == 0 else "no cluster"
+    one = int(clusters.max()) == 0
+    found, remedy = ("one cluster", "lower eps") if one else ("no cluster", "lower min_samples, raise eps")
     raise DataError(f"clustering left {found} of {len(clusters)} images, so there is nothing to tell apart; begin with "
-                    "weights of pictures like these, or change the clustering: lower min_samples, raise eps")
+                    f"weights of pictures like these, or change the clustering: {remedy}")
 
 # %% ../../nbs/methods/upl.ipynb #feadaae6
 def two_stage_clusters(
@@ -169,7 +170,9 @@ def check_label_values(
     for scale in possible_scales(labels["k1"], labels["k2"], labels["min_samples"]):
         check_clusterer(eps=labels["eps"], **scale)
     check_threshold(labels["threshold"])
-    check_mixture(labels["temperature"], 1 if labels["components"] is None else labels["components"])
+    count = labels["components"]
+    check_mixture(labels["temperature"], 1 if count is None else count)
+    if count == 1: raise ConfigError("components=1 would make all images one pseudo-identity; use 2 or more, or None")
     if labels["alpha"] is not None: check_alpha(labels["alpha"])
 
 class LabelArguments(ChosenClustering):

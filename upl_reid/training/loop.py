@@ -132,8 +132,8 @@ def check_features(
     "Raises `RunError` for features that are NaN or infinite, and for a collapse: all images have the same features."
     broken = int((~torch.isfinite(features)).any(1).sum())
     if broken:
-        raise RunError(f"{where}: the features of {broken} of {len(features)} images are no numbers; the weights are "
-                       "damaged")
+        raise RunError(f"{where}: the features of {broken} of {len(features)} images are no numbers, so the weights "
+                       "are damaged; start again from other weights, or with a lower learning rate")
     spread = float((features - features[0]).abs().max())
     if spread < 1e-4:
         raise RunError(f"{where}: the features have collapsed, all {len(features)} images have the same "

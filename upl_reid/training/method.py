@@ -64,7 +64,8 @@ class PseudoLabels:
         if len(self.weight) != n or (self.soft is not None and self.soft.shape != (n, k)) or top >= k:
             soft = None if self.soft is None else tuple(self.soft.shape)
             raise DataError(f"pseudo-labels disagree: {n} labels up to {top}, {len(self.weight)} weights, {k} "
-                            f"centroids, soft {soft}")
+                            f"centroids, soft {soft}; give each image one label and weight, labels below the number of "
+        "centroids, and soft labels of shape (N, K) or None")
 
     def rows(self,
         index: Tensor, # (B,) images
@@ -364,7 +365,7 @@ def check_values(
 ) -> bool: # whether the method, with these arguments, keeps to answers about pairs
     """Raises `ConfigError` for a value that a method's constructor refuses.
 
-    Any other failure is left to the run, whose network may have what this one lacks."""
+    Other failures of the package's own methods are `ConfigError` too; those of other methods are left to the run."""
     try: return _make_small(cls, json.dumps(given))
     except ConfigError: raise
     except Exception as e:      # whatever a constructor raises
