@@ -248,6 +248,8 @@ def test_words_follow_the_measurement(measured, said):
     words = overhead_in_words("+ part", line, 4., 14.)
     assert said in words and f"{measured[0]:+.1f} %" in words
     assert ("not distinguishable" in words) == (measured[1] <= 0 <= measured[2])
+    of = overhead_in_words("+ part", line, 3., 9., "the clustering")
+    assert of.endswith("Published: +3.0 % of the clustering in the text, +9.0 % of the epoch by the rows of the table.")
 
 
 # ---- whole rows

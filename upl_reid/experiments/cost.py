@@ -361,14 +361,17 @@ def overhead_in_words(
     measured: pd.Series, # a line of `measured_overheads`
     text: float, # percent, by the paper's text
     table: float, # percent, by the rows of the paper's table
+    of: str = "", # what the text's percentage is a share of, where that is not the epoch
 ) -> str:
     "One sentence: what a part costs here, beside the two figures that the paper gives."
     cost, low, high = measured["before"], measured["low"], measured["high"]
     near = f"the {'text' if abs(cost - text) < abs(cost - table) else 'table'} is nearer"
     if abs(cost - text) == abs(cost - table): near = "both are equally far off"
     sure = "" if low > 0 or high < 0 else ", so not distinguishable from zero"
+    published = f"{text:+.1f} % in the text, {table:+.1f} % by the rows of the table; {near}"
+    if of: published = f"{text:+.1f} % of {of} in the text, {table:+.1f} % of the epoch by the rows of the table"
     return (f"**{row}**: {cost:+.1f} % over the row before ({low:+.1f} to {high:+.1f} over the rounds{sure}). "
-            f"Published: {text:+.1f} % in the text, {table:+.1f} % by the rows of the table; {near}.")
+            f"Published: {published}.")
 
 # %% ../../nbs/experiments/70_cost.ipynb #6cf6b921
 def stored_measurements(

@@ -70,7 +70,7 @@ P2LR_FIGURES = {
                    "images with a low uncertainty are more likely to be right. No numbers are printed."),
     4: PaperFigure("mean uncertainty over training, and the share of images used",
                    "On Market-1501 the mean uncertainty falls fast at first and slowly later; the share p(t) rises "
-                   "from 0.3 to 1, the faster the larger h is (1.5, 3, 5 and 10 against a line)."),
+                   "from p0 to 1, the faster the larger h is (1.5, 3, 5 and 10 against a line)."),
     5: PaperFigure("certain and uncertain images of three clusters",
                    "In the first round most of the certain images are of one person; uncertain ones are hard images "
                    "of that person or images of others."),
