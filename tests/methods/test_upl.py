@@ -68,6 +68,8 @@ def test_nothing_but_noise_is_an_error_that_says_what_to_do():
     x, _, cam = crowd(visits=1)
     with pytest.raises(DataError, match="min_samples"): hybrid_labels(x, cam, min_samples=50)
     with pytest.raises(DataError, match="eps"): GlobalDBSCAN(nn.Identity(), min_samples=500).relabel(x, cam, 0)
+    with pytest.raises(DataError, match="pseudo-identities"):
+        weigh_labels(x, torch.zeros(len(x), dtype=torch.int64), torch.ones(len(x), 1), 1.)
 
 
 def test_one_cluster_of_everybody_is_told_to_lower_eps():
@@ -76,13 +78,14 @@ def test_one_cluster_of_everybody_is_told_to_lower_eps():
         hard_pseudo_labels(x, torch.zeros(len(x), dtype=torch.int64))
     with pytest.raises(DataError, match="0 clusters .* raise eps"):
         hard_pseudo_labels(x, torch.full((len(x),), -1))
+    few = torch.where(torch.arange(len(x)) < 5, 0, -1)                          # one dense cluster, the rest is noise
+    with pytest.raises(DataError, match="1 clusters .* raise eps"): hard_pseudo_labels(x, few)
+    with pytest.raises(DataError, match="left one cluster .* raise eps"): upl.check_clusters(few)
     with pytest.raises(DataError, match="left one cluster of 108 images.*: lower eps"):
         upl.check_clusters(torch.zeros(len(x), dtype=torch.int64))
     with pytest.raises(DataError, match="left no cluster .* raise eps"): upl.check_clusters(torch.full((9,), -1))
     with pytest.raises(ConfigError, match="components=1 would make all images one pseudo-identity; use 2 or more"):
         HybridLabels(nn.Linear(4, 3), labels=dict(components=1))
-    with pytest.raises(DataError, match="pseudo-identities"):
-        weigh_labels(x, torch.zeros(len(x), dtype=torch.int64), torch.ones(len(x), 1), 1.)
 
 
 def test_classes_without_images_are_dropped():

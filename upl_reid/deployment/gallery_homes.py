@@ -179,7 +179,8 @@ def open_file(
 ) -> FileGallery:
     "A gallery file, read if it exists."
     if dim is None and not path.exists():
-        raise DataError(f"there is no {path}; give a gallery file (.safetensors), or a folder or table of crops")
+        raise DataError(f"there is no {path}; make a gallery file (.safetensors) with `upl-reid index`; search and "
+                        "identities also take a folder or table of crops")
     if path.suffix.lower() != ".safetensors": raise ConfigError(f"{path} should end with .safetensors")
     there = path.exists() or dim is None
     state = file_state(path) if path.exists() else None         # before it is read: a later change is seen

@@ -38,7 +38,8 @@ def hard_pseudo_labels(
     labels = torch.as_tensor(labels, device=features.device)
     count = int(labels.max()) + 1
     if count < 2:
-        remedy = "lower eps" if count else "raise eps or lower min_samples"
+        everybody = count == 1 and 2*int((labels < 0).sum()) < len(labels)
+        remedy = "lower eps" if everybody else "raise eps or lower min_samples"
         raise DataError(f"clustering found {count} clusters among {len(labels)} images, and two are needed; {remedy}")
     return PseudoLabels(labels, None, (labels >= 0).float(), cluster_centroids(features, labels))
 

@@ -105,7 +105,8 @@ def check_kept(
 ) -> Tensor: # the selected clusters
     "Raises `DataError` if fewer than two clusters are left."
     if int(kept.max()) < 1:
-        remedy = "lower eps" if int(found.max()) == 0 else "raise eps, lower min_size, or set select=False"
+        everybody = int(found.max()) == 0 and 2*int((found < 0).sum()) < len(found)
+        remedy = "lower eps" if everybody else "raise eps, lower min_size, or set select=False"
         raise DataError(f"{int(kept.max()) + 1} of {int(found.max()) + 1} clusters among {len(found)} images can be "
                         f"used, and two are needed; {remedy}")
     return kept

@@ -41,8 +41,8 @@ def check_clusters(
 ):
     "Raises `DataError` for fewer than two clusters."
     if int(clusters.max()) > 0: return
-    one = int(clusters.max()) == 0
-    found, remedy = ("one cluster", "lower eps") if one else ("no cluster", "lower min_samples, raise eps")
+    found = "one cluster" if int(clusters.max()) == 0 else "no cluster"
+    remedy = "lower eps" if 2*int((clusters < 0).sum()) < len(clusters) else "lower min_samples, raise eps"
     raise DataError(f"clustering left {found} of {len(clusters)} images, so there is nothing to tell apart; begin with "
                     f"weights of pictures like these, or change the clustering: {remedy}")
 

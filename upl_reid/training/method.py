@@ -64,8 +64,8 @@ class PseudoLabels:
         if len(self.weight) != n or (self.soft is not None and self.soft.shape != (n, k)) or top >= k:
             soft = None if self.soft is None else tuple(self.soft.shape)
             raise DataError(f"pseudo-labels disagree: {n} labels up to {top}, {len(self.weight)} weights, {k} "
-                            f"centroids, soft {soft}; give each image one label and weight, labels below the number of "
-        "centroids, and soft labels of shape (N, K) or None")
+                            f"centroids, soft {soft}; give each image one label and weight, labels below the "
+                            "number of centroids, and soft labels of shape (N, K) or None")
 
     def rows(self,
         index: Tensor, # (B,) images
