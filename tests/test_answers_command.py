@@ -39,23 +39,25 @@ def answer(mine, gallery, pairs):
 
 
 @pytest.mark.slow
-def test_a_run_keeps_to_the_answers(mine, store, tmp_path, capsys, monkeypatch):
-    plain = adapted(capsys, monkeypatch, store, mine/"crops.csv", tmp_path/"a.safetensors", "--method", "dbscan")[1]
+@pytest.mark.parametrize("method", ["dbscan", "mspl", "inclr"])
+def test_a_run_keeps_to_the_answers(mine, store, tmp_path, capsys, monkeypatch, method):
+    plain = adapted(capsys, monkeypatch, store, mine/"crops.csv", tmp_path/"a.safetensors", "--method", method)[1]
     assert "answers" not in plain["run"] and "answers" not in plain
-    before = Run(RunConfig("tiny", "plaza", "folder", "dbscan"), store/plain["run"]).rounds()[0]["labels.hard"].tolist()
-    one = [i for i, y in enumerate(before) if y == before[0]]               # rejected: of one cluster
-    other = [i for i, y in enumerate(before) if y not in (before[0], -1)]   # confirmed: of two clusters
-    assert before[0] >= 0 and len(one) > 1 and other
-    pairs = [(one[0], one[1], False), (one[0], other[0], True), (other[1], before.index(-1), True)]
+    before = Run(RunConfig("tiny", "plaza", "folder", method), store/plain["run"]).rounds()[0]["labels.hard"].tolist()
+    first = next(y for y in before if y >= 0)
+    one = [i for i, y in enumerate(before) if y == first]               # rejected: of one cluster, not of one track
+    other = [i for i, y in enumerate(before) if y not in (first, -1)]   # confirmed: of two clusters
+    assert len(one) > 1 and other
+    pairs = [(one[0], one[-1], False), (one[0], other[0], True), (other[1], before.index(-1), True)]
     gallery = tmp_path/"g.safetensors"
     paths = answer(mine, gallery, pairs)
     confirm_pair(pairs_file(gallery), paths[0], "/somewhere/else.jpg", True)
-    given = mine/"crops.csv", tmp_path/"b.safetensors", "--method", "dbscan", "--answers"
+    given = mine/"crops.csv", tmp_path/"b.safetensors", "--method", method, "--answers"
     code, facts, err = adapted(capsys, monkeypatch, store, *given, gallery)
     assert facts["answers"] == dict(same=2, different=1, left_out=1, doubled_tracks=0)
     assert "answers: 2 pairs are one person, 1 are two; 1 left out, whose pictures are not among these crops" in err
     assert facts["run"].startswith(f"{plain['run']}-answers") and len(facts["run"]) == len(plain["run"]) + 16
-    for round in Run(RunConfig("tiny", "plaza", "folder", "dbscan"), store/facts["run"]).rounds():
+    for round in Run(RunConfig("tiny", "plaza", "folder", method), store/facts["run"]).rounds():
         y = round["labels.hard"].tolist()
         for a, b, same in pairs: assert (y[a] == y[b] >= 0) if same else (y[a] != y[b] or y[a] == -1)
     assert "answers about 3 pairs of pictures" in (tmp_path/"b.safetensors.md").read_text()
@@ -63,7 +65,7 @@ def test_a_run_keeps_to_the_answers(mine, store, tmp_path, capsys, monkeypatch):
     answer(mine, tmp_path/"moved", pairs)
     code, again, err = adapted(capsys, monkeypatch, store, *given, tmp_path/"moved.pairs.sqlite")
     assert again["run"] == facts["run"] and "is finished already" in err
-    answer(mine, tmp_path/"moved", [(one[0], one[1], None), (other[0], one[1], False)])
+    answer(mine, tmp_path/"moved", [(one[0], one[-1], None), (other[0], one[-1], False)])
     code, changed, _ = adapted(capsys, monkeypatch, store, *given, tmp_path/"moved.pairs.sqlite", "--tracks")
     assert changed["run"] != facts["run"] and "-answers" in changed["run"]
 
