@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pandas as pd
@@ -18,7 +20,8 @@ from upl_reid.deployment.match_calibration import RATES, Calibration
 from upl_reid.deployment.embedder import Embedder
 from upl_reid.deployment.gallery import Gallery
 from upl_reid.data.own_crops import list_images, write_table
-from upl_reid.evaluation.retrieval import evaluate_retrieval
+from upl_reid.evaluation.reranking import rerank
+from upl_reid.evaluation.retrieval import evaluate_distances, evaluate_retrieval
 from upl_reid.experiments.config import PRESETS
 
 
@@ -96,8 +99,9 @@ def test_evaluate_is_the_evaluation(home, capsys):
              if c != d and (p != r) * (r >= 0) + (p == r)]
     for name, same in (("false matches at 0.01", False), ("true matches at 0.01", True)):
         assert got[name] == pytest.approx(np.mean([hit for hit, s in pairs if s == same]), abs=1e-6)
-    assert "mAP" in said(capsys, "evaluate", home/"model.safetensors", home/"mine/truth.csv", "--rerank", "--device",
-                         "cpu")[1]
+    code, out, _ = said(capsys, "evaluate", home/"model.safetensors", home/"mine/truth.csv", "--rerank", "--json",
+                        "--device", "cpu")
+    assert json.loads(out)["mAP"] == pytest.approx(evaluate_distances(rerank(x, y), **ids).mAP, abs=1e-9) != wanted.mAP
 
 
 def test_leave_one_out_is_every_picture_against_all_others(home, capsys, tmp_path):
@@ -341,19 +345,26 @@ def test_forget_takes_names_and_cameras_or_changes_nothing(home, capsys, tmp_pat
 
 
 def test_forget_waits_for_index(home, capsys, album, monkeypatch):
-    "Both hold one lock."
-    held = []
-    indexed(capsys, home, album)
+    "Both hold one lock: `index` takes it, and `forget` waits until another one that has it gives it back."
     from filelock import FileLock
-    with FileLock(album.parent/".g.safetensors.lock"):
-        real = FileLock.acquire
-        def acquire(self, *a, **k):
-            held.append(os.path.basename(self.lock_file))
-            raise OSError(11, "held")
-        monkeypatch.setattr(FileLock, "acquire", acquire)
-        assert said(capsys, "forget", album.parent/"g.safetensors", "--gone")[0] == 1
-        monkeypatch.setattr(FileLock, "acquire", real)
-    assert held == [".g.safetensors.lock"]
+    taken, freed, real = [], [], FileLock.acquire
+    def acquire(self, *a, **k):
+        taken.append(os.path.basename(self.lock_file))
+        return real(self, *a, **k)
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    indexed(capsys, home, album)
+    assert ".g.safetensors.lock" in taken
+    other = FileLock(album.parent/".g.safetensors.lock", thread_local=False, is_singleton=False)
+    real(other)
+    def give_back():
+        freed.append(time.monotonic())
+        other.release()
+    timer = threading.Timer(.5, give_back)
+    timer.start()
+    taken.clear()
+    assert said(capsys, "forget", album.parent/"g.safetensors", "--gone")[0] == 0
+    assert freed and ".g.safetensors.lock" in taken
+    timer.join()
 
 
 def test_links_are_entries_under_the_names_given(home, capsys, tmp_path, monkeypatch):
@@ -650,9 +661,11 @@ def test_unreadable_crops_stop_before_training(home, capsys, tmp_path):
     import shutil
     shutil.copytree(home/"mine/crops", tmp_path/"crops")
     (tmp_path/"crops/cam1/bad.jpg").write_bytes(b"")
-    code, _, error = said(capsys, "adapt", tmp_path/"crops", tmp_path/"m.safetensors", "--preset", "tiny")
-    assert code == 1 and "bad.jpg" in error and not (tmp_path/"runs").exists()
-    assert "1 of" in error and "--skip-unreadable" in error and "NOT enough" not in capsys.readouterr().err
+    assert main(["adapt", str(tmp_path/"crops"), str(tmp_path/"m.safetensors"), "--preset", "tiny"]) == 1
+    whole = capsys.readouterr().err
+    error = whole.strip().splitlines()[-1]
+    assert "bad.jpg" in error and not (tmp_path/"runs").exists()
+    assert "1 of" in error and "--skip-unreadable" in error and "NOT enough" not in whole
     code, out, _ = said(capsys, "check", tmp_path/"crops")
     assert code == 3 and "NOT enough" not in out and "1 of" in out.splitlines()[-1]
 

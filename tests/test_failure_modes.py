@@ -107,6 +107,8 @@ def untimed(row):
 
 
 def same_runs(one, other):
+    "Compare the runs that both stores have; how many there were."
+    compared = 0
     for path in (one/"runs").glob("*/metrics.json"):
         twin = other/"runs"/path.parent.name
         if not twin.exists(): continue
@@ -116,6 +118,8 @@ def same_runs(one, other):
         same_files(path.parent/"model.safetensors", twin/"model.safetensors")
         for f in (path.parent/"rounds").iterdir(): same_files(f, twin/"rounds"/f.name)
         assert not list(twin.rglob(".*.part"))
+        compared += 1
+    return compared
 
 
 @pytest.mark.parametrize("name", ["pretrain", "adapt", "index"])
@@ -134,7 +138,7 @@ def test_killed_at_random_moments_and_gone_on_is_bit_identical(server, world, tm
             if not unfinished: break
             kills += 1
         same_files(folder/commands[name][-1], home/"calm"/commands[name][-1])
-        same_runs(home/"calm", folder)
+        assert same_runs(home/"calm", folder) == {"pretrain": 1, "adapt": 2, "index": 0}[name]
         done += 1
     assert kills >= KILLS[name]
 

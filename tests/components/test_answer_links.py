@@ -43,6 +43,8 @@ def test_labels_keep_to_all_answers(seed, with_tracks):
     y = links.link(labels, x)
     for (a, b), s in zip(pairs, same):
         assert (y[a] == y[b] >= 0) if s else (y[a] != y[b] or y[a] == -1), (a, b)
+    alone = ~np.isin(links.people, np.unique(links.rejected))            # images that nothing is known of
+    alone &= np.array([sum(links.people == p) == 1 for p in links.people])
     for group in groups:                                                 # one answer for each person
         assert len({int(y[i]) for i in group}) == 1
         seen = [int(labels[i]) for i in group if labels[i] >= 0]
@@ -50,12 +52,13 @@ def test_labels_keep_to_all_answers(seed, with_tracks):
         if len(group) == 1 and seen and links.people[min(group)] not in links.rejected:
             assert y[min(group)] >= 0                                    # an image that nothing is known of stays
         assert best or y[min(group)] == -1 or links.people[min(group)] in links.confirmed
+        if seen and links.people[min(group)] not in links.rejected:          # the label of most, the smallest of equals
+            most = min(k for k in set(seen) if seen.count(k) == best)
+            assert {int(y[i]) for i in np.flatnonzero(alone & (labels == most))} <= {int(y[min(group)])}
     used = set(y[y >= 0].tolist())
     assert used == set(range(len(used)))                                 # ids without gaps
     check_answers(y, links, "this")
-    free = ~np.isin(links.people, np.unique(links.rejected))             # of others, who was together stays together
-    free &= np.array([sum(links.people == p) == 1 for p in links.people])
-    kept = np.flatnonzero(free & (labels >= 0))
+    kept = np.flatnonzero(alone & (labels >= 0))                         # who was together stays together
     assert (y[kept][:, None] == y[kept]).tolist() == (labels[kept][:, None] == labels[kept]).tolist()
 
 

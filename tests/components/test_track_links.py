@@ -174,7 +174,13 @@ def test_labels_of_an_adaptation_keep_to_the_tracks(tmp_path):
         return method
     run(target)
     method = run(target, tracks=True)
-    assert len(method.links.apart) == len(overlapping_tracks(target.tracks, target.camids, target.times))
+    names, of = np.unique(target.tracks), lambda t: target.tracks == t
+    ends = {t: (target.camids[of(t)][0], target.times[of(t)].min(), target.times[of(t)].max()) for t in names}
+    naive = {(a, b) for a in names for b in names if a < b and ends[a][0] == ends[b][0]
+             and ends[a][1] <= ends[b][2] and ends[b][1] <= ends[a][2]}
+    assert naive and {tuple(sorted(pair)) for pair in method.links.apart.tolist()} == naive
+    free = kept[0]["labels.hard"].numpy()                                   # labels of the run without tracks
+    assert any(len(set(free[of(t)].tolist())) > 1 for t in names)
     assert not any("links" in name for name in method.state_dict())
     hard = kept[1]["labels.hard"].numpy()
     for track in np.unique(target.tracks): assert len(set(hard[target.tracks == track].tolist())) == 1

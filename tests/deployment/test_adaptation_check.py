@@ -126,8 +126,19 @@ def test_confidence_is_measured_against_labels_that_stay():
     assert math.isnan(quality_of([good, good], cam)["confidence"]) and math.isnan(quality_of([first], cam)["stability"])
 
 
-def test_limits_are_those_of_the_report():
-    assert set(LIMITS) == {"stability", "cross_camera", "used", "effective_rank", "random_cosine", "camera_bias"}
+FINE = dict(clusters=40, largest=.1, used=1., effective_rank=20., random_cosine=0., stability=1., cross_camera=1.,
+            camera_bias=1.)
+
+
+@pytest.mark.parametrize("sign, worse", dict(stability=-1, cross_camera=-1, used=-1, effective_rank=-1,
+                                             random_cosine=1, camera_bias=1).items())
+def test_a_limit_warns_on_its_wrong_side_only(sign, worse):
+    assert LIMITS == dict(stability=.8, cross_camera=.6, used=.5, effective_rank=8., random_cosine=.8, camera_bias=5.)
+    assert warnings_of(FINE) == [] == warnings_of({**FINE, sign: LIMITS[sign]})
+    assert len(warnings_of({**FINE, sign: LIMITS[sign] + worse*.01})) == 1
+
+
+def test_nothing_clustered_has_no_quality():
     with pytest.raises(DataError, match="nothing was clustered"): quality_of([], cam)
 
 

@@ -186,9 +186,13 @@ def test_identities_and_cameras_cannot_be_swapped():
 
 def test_rounded_matrix_products_change_nothing():
     q, g, ids = problem(5)
+    q, g = q.astype(np.float32), g.astype(np.float32)
     before = evaluate_retrieval(q, g, **ids)
+    assert retrieval.product_type() == torch.float32
     torch.set_float32_matmul_precision("medium")
-    try: after = evaluate_retrieval(q, g, **ids)
+    try:
+        assert retrieval.product_type() == torch.float64
+        after = evaluate_retrieval(q, g, **ids)
     finally: torch.set_float32_matmul_precision("highest")
     assert (after.ap == before.ap).all()
 

@@ -162,11 +162,14 @@ def test_garbage_collection_is_as_before_even_after_a_failure():
 
 def test_threads_return_after_a_block_and_after_a_failure():
     before = torch.get_num_threads()
-    with limit_threads(1): assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == before
-    with pytest.raises(KeyError), limit_threads(1): raise KeyError
-    assert torch.get_num_threads() == before
-    with limit_threads(None): assert torch.get_num_threads() == before
+    torch.set_num_threads(2)
+    try:
+        with limit_threads(1): assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+        with pytest.raises(KeyError), limit_threads(1): raise KeyError
+        assert torch.get_num_threads() == 2
+        with limit_threads(None): assert torch.get_num_threads() == 2
+    finally: torch.set_num_threads(before)
 
 
 # ---- an epoch, and percentages

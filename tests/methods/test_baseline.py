@@ -68,12 +68,12 @@ def test_one_camera_takes_one_dbscan_for_many_images():
 
 
 def test_the_two_stages_are_among_the_ways_and_are_taken_where_they_agree_best():
-    x, pid, cam = people_in_cameras(60, 4, 3, .5, dim=64, bias=2.)
+    x, pid, cam = people_in_cameras(40, 2, 8, .5, dim=64, bias=2.)
     method = HybridLabels(nn.Identity(), labels=dict(eps=.4))
     ways = ways_to_group(eps=.4)
     best, found = choose_clustering(ways, x, cam)
     labels = method.relabel(x, cam, 0)
-    assert int(method.chosen) == best and found[best] == max(found) and len(ways) == len(SCALES) + len(STAGES)
+    assert int(method.chosen) == best >= len(SCALES) and len(ways) == len(SCALES) + len(STAGES)   # of two stages
     groups = ways[best](x, cam)
     assert torch.equal(labels.hard, groups)
     assert torch.equal(ways_to_group(k1=5)[0](x, cam), two_stage_clusters(x, cam, k1=5))

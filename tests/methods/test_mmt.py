@@ -138,7 +138,8 @@ def test_clustering_sees_both_teachers_and_evaluation_one(world):
     method = pair()
     assert method.embedder() is method.ema.first and method.label_encoder() is method.ema
     assert isinstance(method.ema, Pair)
-    assert pair(average=False).embedder() is not None and pair(average=False).label_encoder().first.training
+    plain = pair(average=False)
+    assert plain.embedder() is plain.encoder.first and plain.label_encoder() is plain.encoder
 
 
 def test_resumes_to_the_same_bits(world):
@@ -173,6 +174,6 @@ def test_number_of_clusters(images, clusters, want): assert cluster_count(images
 
 def test_shares_and_counts_out_of_range():
     with pytest.raises(ConfigError, match="soft_id=1.5"): pair(soft_id=1.5)
-    with pytest.raises(ConfigError, match="clusters=1"): pair(clusters=1).relabel(torch.eye(4), torch.zeros(4), 0)
+    with pytest.raises(ConfigError, match="clusters=1"): pair(clusters=1)
     with pytest.raises(ConfigError, match="no argument 'cluster'"):
         RunConfig("tiny", "plaza", "campus", "mmt", dict(cluster=5))

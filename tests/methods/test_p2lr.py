@@ -356,7 +356,8 @@ def test_a_student_beside_its_teacher_keeps_its_mode():
     images = torch.randn(4, 1, 2, 4, dtype=torch.float64)
     with torch.no_grad():
         assert torch.allclose(both(images), torch.cat([method.ema(images), method.encoder(images)], 1)/2**.5)
-    assert small().label_encoder() is not None
+    plain = small()
+    assert plain.label_encoder() is plain.ema
     assert isinstance(small(average=False, uncertainty="consistency").label_encoder(), Beside)
 
 

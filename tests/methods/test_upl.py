@@ -8,6 +8,8 @@ from torch import nn
 
 from small import people_in_cameras
 from upl_reid.components.encoder import build_encoder
+from upl_reid.components.losses import soft_cross_entropy, weighted_triplet
+from upl_reid.components.memory import cross_camera_info_nce
 from upl_reid.core import ConfigError, DataError, seed_for
 from upl_reid.methods import upl
 from upl_reid.methods.baseline import GlobalDBSCAN, hard_pseudo_labels
@@ -45,7 +47,7 @@ def test_camera_bias_breaks_raw_global_clustering_and_not_the_hybrid():
 def test_alpha_none_switches_the_weights_off():
     x, _, cam = crowd(noise=.5)
     labels = hybrid_labels(x, cam, alpha=None)
-    assert set(labels.weight.tolist()) <= {0., 1.}
+    assert (labels.hard >= 0).any() and torch.equal(labels.weight, (labels.hard >= 0).to(labels.weight))
 
 
 def test_components_are_as_many_as_asked_for_at_most():
@@ -100,8 +102,9 @@ def test_global_baseline_gives_hard_labels_of_weight_one():
     x, pid, cam = crowd(bias=0.)
     labels = GlobalDBSCAN(nn.Identity(), center=False, k1=10, eps=.6).relabel(x, cam, 0)
     assert labels.soft is None and torch.equal(labels.weight, (labels.hard >= 0).float())
-    same = hard_pseudo_labels(x, labels.hard)
-    assert torch.equal(same.centroids, labels.centroids)
+    assert len(labels.centroids) > 1
+    for k, centroid in enumerate(labels.centroids):
+        torch.testing.assert_close(centroid, F.normalize(x[labels.hard == k].mean(0), dim=0), rtol=0, atol=1e-5)
 
 
 # -- a step ------------------------------------------------------------------------------------------------------------
@@ -247,6 +250,22 @@ def test_losses_are_pure():
     assert all(torch.equal(v, method.state_dict()[k]) for k, v in state.items())
 
 
+@pytest.mark.parametrize("how", [{}, dict(weigh_nce=False), dict(ignore_same_camera=False), dict(tau=.2),
+                                 dict(normalise="count")], ids=["default", "anchors", "cameras", "tau", "count"])
+def test_losses_are_those_of_the_parts(how):
+    "Each part is compared with naive loops in tests/components."
+    method, batch = step(**how)
+    f = method.encoder(batch.images)
+    got, memory, norm = method.losses(f, batch), method.memory, how.get("normalise", "weight")
+    logits = 20*F.normalize(f, dim=1) @ F.normalize(method.head, dim=1).T
+    torch.testing.assert_close(got["ce"], soft_cross_entropy(logits, batch.soft, batch.weight, norm))
+    torch.testing.assert_close(got["triplet"], weighted_triplet(f, batch.hard, batch.weight, normalise=norm))
+    keys, labels, cams = memory.features[:20], method.hard[memory.index[:20]], memory.camids[:20]
+    arguments = how.get("tau", .07), None if "weigh_nce" in how else batch.weight, how.get("ignore_same_camera", True)
+    nce = cross_camera_info_nce(f, batch.hard, batch.camids, keys, labels, cams, *arguments)
+    torch.testing.assert_close(got["nce"], nce)
+
+
 @pytest.mark.parametrize("at", ["step", "start"])
 def test_meta_gradient_of_the_whole_method(at):
     """Central differences of L_meta(Theta - eta grad sum lambda_i L_i) by each lambda_i, through the real losses
@@ -332,8 +351,9 @@ def test_as_written_is_the_letter():
     method = UPL(build_encoder("micro", SIZE, 8), meta=(None, [0, 1], None), **args)
     assert method.embedder() is method.encoder and method.srmo.raw and method.srmo.regulariser == 1
     assert torch.equal(method.srmo.weights(), torch.ones(4))
-    assert args["labels"]["components"] == 50 and args["labels"]["min_samples"] == 4 and args["labels"]["eps"] == .6
-    assert args["labels"]["temperature"] is None
+    assert args == dict(labels=dict(center=False, k1=8, eps=.6, min_samples=4, components=50, temperature=None),
+                        max_queue_share=1., ignore_same_camera=False, unit_mix=False, weigh_nce=False,
+                        normalise="count", meta_lr=1e-2, regulariser=1., raw=True, average=False)
     s = method.settings
     assert (s.normalise, s.ignore_same_camera, s.neighbours, s.beta, s.meta_every,
             s.queue) == ("count", False, 5, .4, 10, 8192)
