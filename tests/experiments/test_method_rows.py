@@ -65,6 +65,7 @@ def test_the_budget_is_the_presets(preset):
         steps = f"{longer.steps} steps" if longer.steps else "as many steps"
         assert target not in text
         assert f"(on {target} {longer.epochs} epochs of {steps}" in budget_in_words(preset, ["campus", target])
+    assert "backbone as its row says, " in budget_in_words(preset, backbone="as its row says")
     other = budget_in_words(preset, network=dict(backbone="other", size="40x20", dim=32))
     for part in ("backbone other, 32 dimensions", "images of 40 x 20 pixels"): assert part in other
 

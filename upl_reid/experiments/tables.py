@@ -464,6 +464,7 @@ def budget_in_words(
     preset: str, # of `PRESETS`
     targets: Iterable = (), # of the table
     network: dict | None = None, # field -> value, instead of the preset's
+    backbone: str = "", # in words, where it differs between rows
 ) -> str:
     "What every trained row of a table shares."
     p, b = PRESETS[preset], PRESETS[preset].adapt
@@ -475,7 +476,7 @@ def budget_in_words(
     longer = "".join(f" (on {name} {length(other)})" for name, other in p.longer.items() if name in targets)
     return " ".join(filter(None, [
         f"Every trained row has the same budget (preset {preset}).", set_in_words(p, targets),
-        f"It starts from the model of its seed: backbone {n.backbone}, {n.dim} dimensions,",
+        f"It starts from the model of its seed: backbone {backbone or n.backbone}, {n.dim} dimensions,",
         f"images of {n.size[0]} x {n.size[1]} pixels,",
         f"pretrained on the source for {several(p.pretrain.epochs, 'epoch')}.",
         f"Then come {length(b)}{longer},",
