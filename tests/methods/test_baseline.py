@@ -104,8 +104,8 @@ def test_any_groups_get_soft_labels_and_weights():
     assert (labels.soft.argmax(1) == pid)[used].float().mean() > .9
     entropy = -(labels.soft.double()*labels.soft.double().log()).sum(1)
     assert torch.allclose(labels.weight[used].double(), torch.exp(-entropy[used]), atol=1e-4)
-    for few, words in ((0, "one cluster"), (-1, "no cluster")):
-        with pytest.raises(DataError, match=f"left {words} of 240 images.*lower min_samples"):
+    for few, words, remedy in ((0, "one cluster", "lower eps"), (-1, "no cluster", "lower min_samples, raise eps")):
+        with pytest.raises(DataError, match=f"left {words} of 240 images.*: {remedy}$"):
             mixture_labels(x, cam, torch.full_like(pid, few))
 
 

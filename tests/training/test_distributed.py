@@ -48,8 +48,11 @@ def test_several_processes_give_the_losses_of_one(alone, tmp_path, method, count
     losses = {k for k in one[0] if k.startswith(("loss", "ce", "triplet", "mix", "nce", "meta_loss"))}
     assert {"loss", "ce", "triplet"} <= losses and (method != "upl" or {"mix", "nce", "meta_loss"} <= losses)
     # Means over the steps of an epoch. Adam's first steps have full size also where a gradient is nearly zero, and so
-    # amplify rounding: 1.2e-5 on a processor with other vector instructions than the one on which it was below 1e-5.
-    for name in losses: assert several[0][name] == pytest.approx(one[0][name], rel=5e-5), name
+    # amplify rounding: 2e-5 on a processor with other vector instructions than the one on which it was below 1e-5. The
+    # hardest pair of an anchor and the partner of a mixture are choices, which rounding can turn (1e-3 was seen).
+    for name in losses:
+        rel = 3e-3 if name in ("loss", "triplet", "mix") else 5e-5
+        assert several[0][name] == pytest.approx(one[0][name], rel=rel), name
     a, b = (get_run(config, device="cpu", store=s, progress=False) for s in (alone, tmp_path/"store"))
     assert b.metrics["mAP"] == pytest.approx(a.metrics["mAP"], abs=.01)
     assert len(json.loads((b.path/"environment.json").read_text())) == 1
