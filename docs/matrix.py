@@ -56,10 +56,14 @@ def places(text):
     several = re.sub(r"Tables (\w+), (\w+)", r"Table \1, Table \2", re.sub(r"Tables (\d)-(\d)", each, text))
     return list(dict.fromkeys(several.split(", ")))
 
+def counts_in_words(counts):
+    "Verdicts in numbers."
+    return "; ".join(f"{verdict}: {n}" for verdict, n in counts.most_common())
+
 def verdict_cell(found, paper, place, report):
     "Verdicts in numbers, or why there are none."
     counts = found.get((paper, place))
-    if counts: return "; ".join(f"{verdict}: {n}" for verdict, n in counts.most_common())
+    if counts: return counts_in_words(counts)
     if any(own == paper for own, _ in found): return "no claim in numbers"
     return f"not judged yet: run [{report}](nbs/studies/{report}.ipynb)"
 
@@ -113,8 +117,8 @@ def figure_rows(root, paper, found):
         names = sorted({path.stem for path in (root/"reports"/paper).glob(f"fig{number}*.md")
                         if re.fullmatch(rf"fig{number}[abc]*", path.stem)})
         printed = "numbers of the text stand beside ours" if re.search(r"\d\.\d", says) else "no numbers are printed"
-        verdict = found.get((NAMES[paper], label)) and verdict_cell(found, NAMES[paper], label, "")
-        yield (label, title, notebook_link(notebook), verdict or f"not judged: {printed}",
+        counts = found.get((NAMES[paper], label))
+        yield (label, title, notebook_link(notebook), counts_in_words(counts) if counts else f"not judged: {printed}",
                report_cell(root, [f"{paper}/{name}" for name in names]))
 
 def rows(root=ROOT):

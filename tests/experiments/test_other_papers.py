@@ -1,11 +1,13 @@
 """Published tables of the other papers against the papers' text where it is at hand, and how they stand beside ours."""
 import os, re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from upl_reid.core import ConfigError
 from upl_reid.experiments import other_papers as paper
+from upl_reid.experiments.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = [Path(os.environ.get("UPL_REID_PAPERS", "/nowhere")), ROOT/"shared"/"papers", ROOT.parent/"shared"/"papers"]
@@ -79,3 +81,17 @@ def test_a_published_step_is_the_printed_difference():
     assert paper.published_step(paper.P2LR_TABLE2, rows, paper.D2M) == "*+6.5*"
     assert paper.published_step(paper.P2LR_TABLE2, rows, paper.M2D) == "-"
     assert paper.published_step(paper.P2LR_TABLE2, (None, rows[1]), paper.D2M) == "-"
+
+
+@pytest.mark.parametrize("preset", ["demo", "paper-cgc"])
+def test_networks_of_cgc_are_those_of_its_table_3(preset):
+    "Rows with GeM and without IBN-a are, in this order, the ResNet, the deeper one and the ConvNeXt of the paper."
+    networks = paper.cgc_networks(SimpleNamespace(preset=preset))
+    source = "plaza" if preset == "demo" else "market1501"
+    configs = {row: RunConfig(preset, source, **fields) for row, fields in networks.items()}
+    plain = [row for row in networks if row.endswith(", GeM") and "IBN" not in row]
+    assert all(configs[row].pooling == "gem" for row in plain) and len(plain) == 3
+    backbones = [configs[row].backbone for row in plain]
+    assert backbones == (["resnet18", "resnet34", "convnext_atto"] if preset == "demo" else
+                         ["resnet50", "resnet101", "convnext_tiny"])
+    assert [c.pooling for row, c in configs.items() if row.endswith(", mean")] == ["avg"]

@@ -50,8 +50,9 @@ def test_several_processes_give_the_losses_of_one(alone, tmp_path, method, count
     # Means over the steps of an epoch. Adam's first steps have full size also where a gradient is nearly zero, and so
     # amplify rounding: 2e-5 on a processor with other vector instructions than the one on which it was below 1e-5. The
     # hardest pair of an anchor and the partner of a mixture are choices, which rounding can turn (1e-3 was seen).
+    turned = ("loss", "triplet", "mix") if method == "upl" else ()
     for name in losses:
-        rel = 3e-3 if name in ("loss", "triplet", "mix") else 5e-5
+        rel = 3e-3 if name in turned else 5e-5
         assert several[0][name] == pytest.approx(one[0][name], rel=rel), name
     a, b = (get_run(config, device="cpu", store=s, progress=False) for s in (alone, tmp_path/"store"))
     assert b.metrics["mAP"] == pytest.approx(a.metrics["mAP"], abs=.01)

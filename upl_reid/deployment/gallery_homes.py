@@ -170,6 +170,7 @@ def lock_file(
     stack.enter_context(waiting_lock(path.with_name(f".{path.name}.lock"), str(path)))
     return stack
 
+# %% ../../nbs/deployment/34_gallery_homes.ipynb #09e4f11e
 def open_file(
     path: Path, # .safetensors
     dim: int | None, # d of a new gallery; None: it must exist
@@ -178,12 +179,12 @@ def open_file(
     model: str, # as of `open_gallery`
 ) -> FileGallery:
     "A gallery file, read if it exists."
-    if dim is None and not path.exists():
+    there = path.exists()
+    if not there and dim is None:
         raise DataError(f"there is no {path}; make a gallery file (.safetensors) with `upl-reid index`; search and "
                         "identities also take a folder or table of crops")
     if path.suffix.lower() != ".safetensors": raise ConfigError(f"{path} should end with .safetensors")
-    there = path.exists() or dim is None
-    state = file_state(path) if path.exists() else None         # before it is read: a later change is seen
+    state = file_state(path) if there else None         # before it is read: a later change is seen
     gallery = FileGallery.load(path) if there else FileGallery(dim or 0, calibration, recall, model)
     gallery.address, gallery._state = path, state
     check_facts_fit(f"the gallery {path}", gallery.model, model, gallery.dim, dim)

@@ -86,10 +86,10 @@ def check_opset(
     raise ConfigError(f"opset {printable_text(opset)} cannot be written; choose {OPSETS[0]} to {OPSETS[-1]}, "
                       "or none for torch's own choice")
 
-def _check_packages():
-    "Raises `DataError` unless the packages for an export are installed."
-    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
-    if missing: raise DataError(f"exporting needs {missing[0]}; install it with: pip install 'upl-reid[export]'")
+def _check_packages(what, remedy, *names):
+    "Raises `DataError` unless the packages for a purpose are installed."
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing: raise DataError(f"{what} needs {missing[0]}; install it with: pip install {remedy}")
 
 # %% ../../nbs/deployment/40_onnx_export.ipynb #5d8e0a09
 def _export_graph(
@@ -197,7 +197,7 @@ def export_onnx(
 
     Raises `ConfigError` for another opset, `DataError` without the packages, `RunError` if the numbers differ."""
     check_opset(opset)
-    _check_packages()
+    _check_packages("exporting", "'upl-reid[export]'", "onnx", "onnxruntime", "onnxscript")
     module = (FromValues if normalised else FromBytes)(copy.deepcopy(embedder.model)).cpu().eval()
     content = _onnx_file(embedder, module, opset)
     worst = _largest_difference(content, module, embedder.size)
@@ -212,8 +212,7 @@ class OnnxFile:
     def __init__(self,
         path: str | Path, # .onnx
     ):
-        if importlib.util.find_spec("onnxruntime") is None:
-            raise DataError("an ONNX file needs onnxruntime to run; install it with: pip install onnxruntime")
+        _check_packages("running an ONNX file", "onnxruntime", "onnxruntime")
         import onnxruntime
         path = given_path(path)
         try: self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

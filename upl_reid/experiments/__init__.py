@@ -46,7 +46,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "CGC_TABLE2", "CGC_TABLE3", "CMC", "MSPL_TABLE1", "MSPL_TABLE3", "MSPL_TABLE4", "MSPL_TABLE2",
         "transfer_in_words", "parse_rows", "published_transfers", "direction_in_words", "heading_of", "without_gaps",
         "paper_sheets", "measured_step", "published_step", "steps_table", "draw_differences", "on_network",
-        "residual_network", "rank_by_each", "inference_runs", "has_weights"],
+        "residual_network", "cgc_networks", "rank_by_each", "inference_runs", "has_weights"],
     "label_analysis": ["QUALITY", "FEWEST", "quality_measures", "spaced_rounds", "quality_table", "shown_rounds",
         "true_label_scores", "named_config", "run_data", "stated_in", "runs_in_store", "runs_in_archive",
         "finished_runs", "quality_frame", "pearson", "bootstrap_rows", "check_correlation_input",

@@ -8,7 +8,7 @@ __all__ = ['DATA_SETS', 'LIKE', 'M2D', 'D2M', 'M2S', 'D2S', 'MARKET', 'MSMT', 'R
            'CGC_TABLE3', 'CMC', 'MSPL_TABLE1', 'MSPL_TABLE3', 'MSPL_TABLE4', 'MSPL_TABLE2', 'transfer_in_words',
            'parse_rows', 'published_transfers', 'direction_in_words', 'heading_of', 'without_gaps', 'paper_sheets',
            'measured_step', 'published_step', 'steps_table', 'draw_differences', 'on_network', 'residual_network',
-           'rank_by_each', 'inference_runs', 'has_weights']
+           'cgc_networks', 'rank_by_each', 'inference_runs', 'has_weights']
 
 # %% ../../nbs/experiments/45_other_papers.ipynb #3538005a
 from collections.abc import Iterable
@@ -17,6 +17,7 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from ..components.encoder import IBN_A
 from ..core import ConfigError
 from ..data.splits import Domain
 from .config import PRESETS
@@ -367,6 +368,19 @@ def residual_network(
     backbone = table.network.get("backbone") or PRESETS[table.preset].backbone
     if backbone.startswith("resnet"): return backbone.removesuffix("_ibn_a")
     return "resnet50" if table.preset in ("gpu", "paper") else "resnet10t"
+
+# %% ../../nbs/experiments/45_other_papers.ipynb #c9c77ab3
+def cgc_networks(
+    table: Table, # of `open_table`
+) -> dict: # row -> backbone and pooling
+    "The networks of CGC's Table III with the mean and GeM, or small counterparts for an embedded benchmark."
+    gem = lambda name: dict(backbone=name, pooling="gem")
+    if PRESETS[table.preset].networks:
+        return {"resnet18, mean": dict(backbone="resnet18", pooling="avg"), "resnet18, GeM": gem("resnet18"),
+                "resnet34, GeM": gem("resnet34"), "resnet18 with IBN-a, GeM": gem("resnet18" + IBN_A),
+                "convnext_atto, GeM": gem("convnext_atto")}
+    return {"ResNet50, mean": dict(backbone="resnet50", pooling="avg"), "ResNet50, GeM": gem("resnet50"),
+            "ResNet101, GeM": gem("resnet101"), "ConvNeXt-Tiny, GeM": gem("convnext_tiny")}
 
 # %% ../../nbs/experiments/45_other_papers.ipynb #8d3cad41
 def rank_by_each(

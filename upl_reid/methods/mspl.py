@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TABLE3', 'TABLE4', 'camera_normalize', 'number_of_clusters', 'select_clusters', 'check_clustering', 'camera_free',
            'check_kept', 'refined_clusters', 'stopping_round', 'label_agreement', 'learning_rate', 'FrozenSteps',
-           'FrozenStart', 'check_mspl', 'MSPLClusters', 'MSPLState', 'MSPLRounds', 'MSPLLabels', 'MSPLLosses', 'MSPL']
+           'FrozenStart', 'check_mspl', 'MSPLClusters', 'MSPLState', 'MSPLRounds', 'MSPLSelection', 'MSPLLabels',
+           'MSPLLosses', 'MSPL']
 
 # %% ../../nbs/methods/mspl.ipynb #6c8d0e10
 from dataclasses import replace
@@ -24,7 +25,7 @@ from ..components.clustering import jaccard_dbscan, kmeans_labels, relabel_conse
 from ..components.neighbours import finite_rows
 from ..core import ConfigError, DataError, match_type, to_numpy
 from ..components.losses import center_loss, updated_centers, weighted_triplet
-from .baseline import ChosenClustering, hard_pseudo_labels, possible_scales
+from .baseline import ChosenClustering, hard_pseudo_labels, possible_scales, remedy_for_few
 from ..training.method import Batch, Budget, Method, PseudoLabels, register
 
 # %% ../../nbs/methods/mspl.ipynb #3a96e672
@@ -105,8 +106,7 @@ def check_kept(
 ) -> Tensor: # the selected clusters
     "Raises `DataError` if fewer than two clusters are left."
     if int(kept.max()) < 1:
-        everybody = int(found.max()) == 0 and 2*int((found < 0).sum()) < len(found)
-        remedy = "lower eps" if everybody else "raise eps, lower min_size, or set select=False"
+        remedy = remedy_for_few(found, "raise eps, lower min_size, or set select=False")
         raise DataError(f"{int(kept.max()) + 1} of {int(found.max()) + 1} clusters among {len(found)} images can be "
                         f"used, and two are needed; {remedy}")
     return kept
@@ -288,24 +288,33 @@ class MSPLRounds(MSPLState):
         super().start(budget if self.progressive else replace(budget, cluster_every=budget.epochs), images)
 
 # %% ../../nbs/methods/mspl.ipynb #de4ee3cd
-class MSPLLabels(MSPLRounds):
+class MSPLSelection(MSPLRounds):
+    "The clusters of a round."
+    def find_kept(self,
+        features: Tensor, # (N, d) of the training images
+        camids: Tensor, # (N,)
+        round: int, # 0, 1, ...
+    ) -> Tensor: # (N,) selected clusters, -1: not used
+        "Clusters that the selection keeps. Tracks are clustered as one row each, and selected by their images."
+        links = self.links if self.label_args["select"] else None    # with links, the selection comes last
+        args = {**self.label_args, "select": False, "images": len(features)} if links else self.label_args
+        ways = [partial(refined_clusters, seed=round, **args, **scale) for scale in self.scales]
+        kept = self.cluster_as_chosen(ways, features, camids)
+        if not links: return kept
+        chosen = select_clusters(kept, camids, args["min_size"])
+        return check_kept(links.link(chosen, features), kept)    # a confirmed pair stays a cluster
+
+# %% ../../nbs/methods/mspl.ipynb #5e1ec7ed
+class MSPLLabels(MSPLSelection):
     "Labels, classifier and centres of a round."
     def relabel(self,
         features: Tensor, # (N, d) of the training images
         camids: Tensor, # (N,)
         round: int, # 0, 1, ...
     ) -> PseudoLabels:
-        """New clusters; those of the first round again without progressive learning.
-
-        Tracks are clustered as one row each, and selected by their images."""
+        "New clusters; those of the first round again without progressive learning."
         if round and not self.progressive: return hard_pseudo_labels(features, self.hard)
-        links = self.links if self.label_args["select"] else None    # with links, the selection comes last
-        args = {**self.label_args, "select": False, "images": len(features)} if links else self.label_args
-        ways = [partial(refined_clusters, seed=round, **args, **scale) for scale in self.scales]
-        kept = self.cluster_as_chosen(ways, features, camids)
-        if links:                                            # a confirmed pair stays a cluster
-            chosen = links.link(select_clusters(kept, camids, args["min_size"]), features)
-            kept = check_kept(chosen, kept)
+        kept = self.find_kept(features, camids, round)
         if round: self.agreement.fill_(label_agreement(self.hard, kept))
         return hard_pseudo_labels(features, kept)
 

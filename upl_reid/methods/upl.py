@@ -28,7 +28,7 @@ from ..core import ConfigError, DataError, seed_for, to_numpy
 from ..data.image_bank import ImageBank, plan_batches, normalise_images
 from ..components.losses import soft_cross_entropy, supervised_contrastive, weighted_triplet
 from ..components.memory import MemoryBank, cross_camera_info_nce, queue_size
-from .baseline import ChosenClustering, global_ways, hard_pseudo_labels, possible_scales
+from .baseline import ChosenClustering, global_ways, hard_pseudo_labels, possible_scales, remedy_for_few
 from ..components.mixup import choose_among, mix, mixed_weight, sample_lambda
 from ..components.srmo import SRMO, meta_gradient
 from ..training.method import Batch, EXTRAS, Method, PseudoLabels, register, check_arguments
@@ -42,7 +42,7 @@ def check_clusters(
     "Raises `DataError` for fewer than two clusters."
     if int(clusters.max()) > 0: return
     found = "one cluster" if int(clusters.max()) == 0 else "no cluster"
-    remedy = "lower eps" if 2*int((clusters < 0).sum()) < len(clusters) else "lower min_samples, raise eps"
+    remedy = remedy_for_few(clusters, "lower min_samples, raise eps")
     raise DataError(f"clustering left {found} of {len(clusters)} images, so there is nothing to tell apart; begin with "
                     f"weights of pictures like these, or change the clustering: {remedy}")
 
@@ -175,6 +175,7 @@ def check_label_values(
     if count == 1: raise ConfigError("components=1 would make all images one pseudo-identity; use 2 or more, or None")
     if labels["alpha"] is not None: check_alpha(labels["alpha"])
 
+# %% ../../nbs/methods/upl.ipynb #1abe1a45
 class LabelArguments(ChosenClustering):
     "What can be set about the labels. Raises `ConfigError` for an argument that does not exist or is out of range."
     def __init__(self,
