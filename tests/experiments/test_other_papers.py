@@ -95,3 +95,17 @@ def test_networks_of_cgc_are_those_of_its_table_3(preset):
     assert backbones == (["resnet18", "resnet34", "convnext_atto"] if preset == "demo" else
                          ["resnet50", "resnet101", "convnext_tiny"])
     assert [c.pooling for row, c in configs.items() if row.endswith(", mean")] == ["avg"]
+
+
+def trained(ap, *processors):
+    return SimpleNamespace(config=SimpleNamespace(seed=0), environments=[dict(hardware=p) for p in processors],
+                           metrics=dict(mAP=sum(ap)/len(ap), ap=list(ap), pids=[0, 0, 1, 1]), id=f"{ap}")
+
+
+@pytest.mark.parametrize("a, b, marked", [(["x"], ["x"], False), (["x"], ["y"], True), (["x", "x"], ["x"], False),
+                                          (["x", "y"], ["x"], True)])        # two sessions: the run was resumed
+def test_rows_of_different_processors_are_marked(a, b, marked):
+    runs = {("p2lr", "plaza", "campus"): [trained((.6, .5, .7, .6), *a)],
+            ("mmt", "plaza", "campus"): [trained((.5, .4, .7, .5), *b)]}
+    text = paper.steps_table(runs, [("p2lr", "mmt")], {}, {})
+    assert ("†" in text.splitlines()[2]) == ("different processors" in text) == marked

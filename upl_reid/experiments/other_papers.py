@@ -7,8 +7,8 @@ __all__ = ['DATA_SETS', 'LIKE', 'M2D', 'D2M', 'M2S', 'D2S', 'MARKET', 'MSMT', 'R
            'INCLR_TABLE1', 'MIXED_UP', 'INCLR_CORRECTED', 'INCLR_TABLE2', 'INCLR_TABLE3', 'CGC_TABLE1', 'CGC_TABLE2',
            'CGC_TABLE3', 'CMC', 'MSPL_TABLE1', 'MSPL_TABLE3', 'MSPL_TABLE4', 'MSPL_TABLE2', 'transfer_in_words',
            'parse_rows', 'published_transfers', 'direction_in_words', 'heading_of', 'without_gaps', 'paper_sheets',
-           'measured_step', 'published_step', 'steps_table', 'draw_differences', 'on_network', 'residual_network',
-           'cgc_networks', 'rank_by_each', 'inference_runs', 'has_weights']
+           'measured_step', 'processors', 'published_step', 'steps_table', 'draw_differences', 'on_network',
+           'residual_network', 'cgc_networks', 'rank_by_each', 'inference_runs', 'has_weights']
 
 # %% ../../nbs/experiments/45_other_papers.ipynb #3538005a
 from collections.abc import Iterable
@@ -296,6 +296,12 @@ def measured_step(
     text = "{:+.1f} ({:+.1f} to {:+.1f})".format(*difference)
     return f"**{text}**" if difference[1] > 0 or difference[2] < 0 else text
 
+def processors(
+    runs: Iterable[Run], # of one row
+) -> set: # of text
+    "The processors that the runs were trained on."
+    return {session["hardware"] for run in runs for session in run.environments}
+
 def published_step(
     published: dict, # (row, transfer, measure) -> number
     rows: tuple, # two published rows
@@ -317,8 +323,9 @@ def steps_table(
     beside = published_transfers(published, list(directions.values()))
     lines, seeds = [], max(map(len, runs.values()))
     for row, other in pairs:
-        ours = {d: measured_step(compare_map(runs[row, *pair], runs[other, *pair]))
-                if {(row, *pair), (other, *pair)} <= runs.keys() else "-" for d, pair in directions.items()}
+        both = {d: (runs.get((row, *pair), []), runs.get((other, *pair), [])) for d, pair in directions.items()}
+        ours = {d: measured_step(compare_map(a, b)) + " †"*(processors(a) != processors(b)) if a and b else "-"
+                for d, (a, b) in both.items()}
         theirs = {d: published_step(published, (names.get(row), names.get(other)), transfer)
                   for d, transfer in zip(directions, beside)}
         if set(ours.values()) == {"-"}: continue
@@ -327,6 +334,9 @@ def steps_table(
     if not lines: return "No two of these rows are compared."
     over = f"over {seeds} seeds" if seeds > 1 else "of single runs, so another seed may say otherwise"
     note = f"Differences in mAP with 95 % intervals, {over}. Bold: the interval excludes zero. Italics: as printed."
+    if any("†" in cell for line in lines for cell in line.values()):
+        note += (" †: the two rows were trained on different processors, which alone changes the mAP of a run by up to "
+                 "2, rarely more (docs/results).")
     return f"{to_markdown(pd.DataFrame(lines))}\n\n{note}"
 
 # %% ../../nbs/experiments/45_other_papers.ipynb #4700e1a8
