@@ -7,19 +7,19 @@ __all__ = ['core', 'MARK', 'PRESET_NAMES', 'CROPS', 'MODEL', 'DEVICE', 'PATTERN'
            'GALLERY', 'INDEX', 'FORGET', 'BROWSE', 'REPORTS', 'ANSWERS', 'ADAPTING', 'NAMING', 'TASKS', 'LABELS',
            'COMMANDS', 'EXAMPLES', 'has_mark', 'has_page_mark', 'has_metadata', 'has_parquet_facts', 'check_out',
            'show_bars', 'check', 'synth', 'choose_network', 'watched_run', 'pretrain', 'crops_for_card',
-           'answers_to_use', 'answers_in_words', 'compare_starts', 'checked_crops', 'adapt', 'count_matches',
+           'answers_to_use', 'answers_in_words', 'compare_starts', 'card_of', 'checked_crops', 'adapt', 'count_matches',
            'measure_retrieval', 'listing_notes', 'leave_one_out', 'evaluate', 'same_model', 'file_marks',
            'named_images', 'entries_of', 'is_changed', 'images_to_embed', 'name_people', 'build_gallery',
            'count_images', 'left_out_lines', 'file_is_gone', 'gone_entries', 'people_notes', 'gallery_notes',
            'gallery_to_write', 'measure_gallery', 'forget_changed', 'kept_note', 'changed_note', 'index_crops',
-           'index_parquet', 'threshold_lines', 'index', 'entry_name', 'check_forget', 'time_notes', 'like_notes',
-           'forget_notes', 'forget', 'as_lines', 'is_gallery', 'own_camera', 'Asked', 'tracks_to_search', 'search',
-           'browse', 'is_identities', 'identities', 'tasks', 'is_tasks', 'is_labels', 'labels', 'export', 'run',
-           'named_folders', 'records', 'reports', 'argument', 'as_path', 'make_parser', 'print_text', 'to_json_value',
-           'warning_line', 'main']
+           'index_parquet', 'threshold_lines', 'index', 'entry_name', 'composed', 'check_forget', 'time_notes',
+           'like_notes', 'forget_notes', 'forget', 'as_lines', 'is_gallery', 'own_camera', 'Asked', 'tracks_to_search',
+           'search', 'browse', 'is_identities', 'identities', 'tasks', 'is_tasks', 'is_labels', 'labels', 'export',
+           'run', 'named_folders', 'records', 'reports', 'argument', 'as_path', 'make_parser', 'print_text',
+           'to_json_value', 'warning_line', 'main']
 
 # %% ../nbs/cli.ipynb #98318773
-import argparse, json, math, numbers, os, shlex, shutil, sys, tempfile, warnings
+import argparse, json, math, numbers, os, shlex, shutil, sys, tempfile, unicodedata, warnings
 from pathlib import Path
 from typing import Any, Callable, Iterable, NamedTuple, TYPE_CHECKING
 
@@ -327,6 +327,12 @@ def _adapted_run(
     return run, starts
 
 # %% ../nbs/cli.ipynb #f7846649
+def card_of(
+    out: Path, # model file
+) -> Path:
+    "Where a model's card is written: beside it."
+    return out.with_name(out.name + ".md")
+
 def _save_adapted(
     out: Path, # model file to write
     run, # finished
@@ -339,7 +345,7 @@ def _save_adapted(
     try: embedder = embedder.calibrated(deployment.calibrate_run(embedder, run, domain.train))
     except core.DataError as e: quality["warnings"].append("cosines have no probabilities and thresholds, because "
                                                           f"the clusters do not tell people apart ({e})")
-    words, card = deployment.quality_in_words(quality), out.with_name(out.name + ".md")
+    words, card = deployment.quality_in_words(quality), card_of(out)
     if told := embedder.calibration:
         rates = deployment.RATES[1:min(3, len(told.thresholds))]
         words = "\n".join([words, *(deployment.rate_in_words(told, r) for r in rates)])
@@ -381,6 +387,7 @@ def adapt(
         raise core.ConfigError("the source needs identities: give an embedded network, a benchmark, or 'labelled' with "
                                "--source-root for a table of your own; 'folder' is the name of the target")
     out = check_out(a.out, (".safetensors",), has_metadata("upl_reid"))
+    check_out(card_of(out), (".md",), lambda path: path.read_bytes().startswith(b"# Model card: "))
     preset, network, why = choose_network(a)
     print(why, file=sys.stderr, flush=True)
     config = experiments.RunConfig(preset, a.source, "folder", a.method, seed=a.seed, tracks=a.tracks, **network)
@@ -689,8 +696,10 @@ def gallery_notes(
     file: Path, # of the gallery
 ) -> list: # of sentences
     "Notes about a gallery: no cameras are known, files are gone."
-    notes = [] if any(gallery.cameras) else ["no cameras are known, so hits from the camera of a query cannot be left "
-                                             "out"]
+    cameras = set(gallery.cameras)
+    why = ("no cameras are known" if cameras <= {""} else "some pictures have no camera (give each camera a sub-folder "
+           "of its own, or a table with camid)")
+    notes = [f"{why}, so hits from the camera of a query cannot be left out"]*(cameras <= {""} or "" in cameras)
     if not gone: return notes
     what = "1 entry is of a file that is" if len(gone) == 1 else f"{len(gone):,} entries are of files that are"
     return [*notes, f"{what} gone, first {core.printable_text(gone[0])}; remove with "
@@ -712,7 +721,8 @@ def measure_gallery(
 ):
     "The model's thresholds, raised to those that the gallery's own pictures show."
     if not embedder.calibration: return
-    own = deployment.measure_thresholds(embedder.calibration, gallery.vectors, gallery.codes)
+    if sum(map(bool, gallery.cameras)) < 2: own = None                  # unknown cameras may be one and the same
+    else: own = deployment.measure_thresholds(embedder.calibration, gallery.vectors, gallery.codes)
     gallery.calibration = own or embedder.calibration
 
 # %% ../nbs/cli.ipynb #bd0030c6
@@ -810,6 +820,12 @@ def entry_name(
     "What a gallery calls a picture: its absolute name, or the name as given if only that is there."
     name = core.absolute_name(path)
     return path if name not in have and path in have else name
+
+def composed(
+    name: str, # of a camera or person, of the command line
+) -> str: # in Unicode's composed form, as galleries have names
+    "The name as it is stored, however a keyboard or a file system spells its accents."
+    return unicodedata.normalize("NFC", name)
 
 def check_forget(
     a: argparse.Namespace, # parsed arguments
@@ -1135,8 +1151,9 @@ def is_identities(
 ) -> bool:
     "Whether a file may be replaced by `identities`: a table that it wrote, or the gallery whose crops get names."
     if path.suffix.lower() == ".safetensors": return bool(root) and core.given_path(root).resolve() == path.resolve()
-    if path.suffix.lower() == ".parquet": return path.read_bytes()[:4] == b"PAR1" and b"identity" in path.read_bytes()
-    with open(path, "rb") as f: names = f.readline().decode("utf-8", "replace").strip().split(",")
+    if path.suffix.lower() == ".parquet": names = deployment.parquet_columns(path)
+    else:
+        with open(path, "rb") as f: names = f.readline().decode("utf-8", "replace").strip().split(",")
     return names in (["path", "camera", "identity", "confidence"],
                      ["path", "camera", "track", "identity", "confidence"])
 
@@ -1218,7 +1235,8 @@ def _named_crops(a, gallery, seen, known, embedder):
     columns = gallery.columns(order)
     paths, cameras, codes = columns["path"], columns["camera"], np.asarray(gallery.codes)[order]
     tracks, times = ([seen.get(p, ("", ""))[i] for p in paths] for i in (0, 1))
-    numbers, seconds = data.track_numbers(codes.tolist(), tracks), np.array([data.seconds_of_text(t) for t in times])
+    numbers = data.track_numbers(codes.tolist(), tracks)
+    seconds = np.array([data.seconds_of_text(t) if camera else np.nan for t, camera in zip(times, cameras)])
     links = components.find_links(numbers, codes, seconds) if any(tracks) or a.answers else None
     given = [known.get(p, ("", 1.)) for p in paths]
     links, names, barred, answers = _answered(a, paths, links, [who for who, _ in given], known)
@@ -1304,16 +1322,24 @@ def is_tasks(
 # %% ../nbs/cli.ipynb #e34866a9
 def is_labels(
     path: Path, # a file
+    crops: list, # that will be written
 ) -> bool:
-    "Whether a table was written by `labels`."
-    with open(path, "rb") as f: return f.readline().strip() == b"path,camid,pid,split,time,track"
+    """Whether a table was written by `labels`, of the same crops.
+
+    Tables of one's own may have the same columns, so those of other pictures, or with times that these crops lack, are
+    kept."""
+    with open(path, "rb") as f:
+        if f.readline().strip() != b"path,camid,pid,split,time,track": return False
+    rows, times = deployment.identity_rows(path, there=False), {c.path: c.time for c in crops}
+    return all(place in times and time == times[place] for place, _, _, time, _, _ in rows)
 
 # %% ../nbs/cli.ipynb #61a1af6f
 def labels(
     a: argparse.Namespace, # parsed arguments
 ) -> tuple: # dict for JSON, text, exit code
     "Read corrected identities from a labelling tool as a table."
-    out, crops = check_out(a.out, (".csv",), is_labels), deployment.read_crops(a.table)
+    crops = deployment.read_crops(a.table)
+    out = check_out(a.out, (".csv",), lambda path: is_labels(path, crops))
     found = deployment.label_crops(crops, deployment.read_tasks(a.export, crops))
     deployment.write_labels(found, out, a.split)
     before = {c.path: c.identity for c in crops}
@@ -1472,8 +1498,9 @@ SEARCH = (
     argument("--tracks", action="store_true", help="the pictures of a track are one query; tracks are known by a "
                                                    "table's column track or by --pattern"),
     argument("-k", type=int, default=10, help="hits for each query"), DEVICE, PATTERN,
-    argument("--without", default="", metavar="CAMERA", help="leave out images of this camera"),
-    argument("--camera", action="append", metavar="CAMERA", help="only images of this camera; can be given repeatedly"),
+    argument("--without", type=composed, default="", metavar="CAMERA", help="leave out images of this camera"),
+    argument("--camera", type=composed, action="append", metavar="CAMERA",
+             help="only images of this camera; can be given repeatedly"),
     argument("--since", metavar="DATE", help="only images of this time or later, as in 2026-05-31T08:00"),
     argument("--until", metavar="DATE", help="only images of an earlier time"),
     argument("--same-camera", action="store_true", help="keep hits from the camera of a query of the gallery"),
@@ -1488,8 +1515,8 @@ INDEX = (MODEL, CROPS, argument("out", help="gallery file, or postgresql://user@
                                             "is brought up to date"), DEVICE, PATTERN)
 FORGET = (
     GALLERY, argument("paths", nargs="*", metavar="path", help="pictures to remove, as they were given to index"),
-    argument("--camera", help="remove all images of this camera"),
-    argument("--identity", metavar="NAME", help="remove all images of this person"),
+    argument("--camera", type=composed, help="remove all images of this camera"),
+    argument("--identity", type=composed, metavar="NAME", help="remove all images of this person"),
     argument("--before", metavar="DATE", help="remove all images of an earlier time, as in 2026-05-31 or "
                                               "2026-05-31T08:00 (UTC unless it names a zone)"),
     argument("--gone", action="store_true", help="remove entries of files that do not exist any more"),

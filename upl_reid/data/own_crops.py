@@ -712,7 +712,8 @@ def as_domain(
 ) -> Domain: # splits sorted by path
     "Listed images as a domain. Raises `DataError` without training images, and if queries and gallery do not fit."
     cameras, numbers = camera_numbers(images)
-    known = dict(track=track_numbers(numbers.tolist(), list(images.track)), time=images.time.map(seconds_of_text))
+    times = images.time.map(seconds_of_text).where(images.camid != "")    # two tracks of unknown cameras may be one
+    known = dict(track=track_numbers(numbers.tolist(), list(images.track)), time=times)
     def split(part):
         rows = images.assign(number=numbers, **known)[images.split == part].sort_values("path")
         pids, camids, *seen = (rows[name].to_numpy() for name in ("pid", "number", "track", "time"))

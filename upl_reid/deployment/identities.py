@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['UNKNOWN', 'group_crops', 'member_cosines', 'Threshold', 'rate_threshold', 'identity_means', 'best_known', 'new_names',
            'settle_groups', 'agree_names', 'names_by_answers', 'best_allowed', 'Identities', 'identify',
-           'write_identities', 'parquet_lines', 'identity_rows', 'read_known', 'pair_quality', 'open_set_quality',
-           'nearest_crops', 'linked_crops']
+           'write_identities', 'parquet_lines', 'parquet_columns', 'identity_rows', 'read_known', 'pair_quality',
+           'open_set_quality', 'nearest_crops', 'linked_crops']
 
 # %% ../../nbs/deployment/50_identities.ipynb #1fab8aef
 import csv, io, os, re
@@ -353,6 +353,15 @@ def parquet_lines(
     check_header(path, table.column_names)
     for number, row in enumerate(table.to_pylist(), 1):
         yield number, {name: "" if value is None else str(value) for name, value in row.items()}, ""
+
+def parquet_columns(
+    path: Path, # a file
+) -> list: # of names; empty for a gallery, and for a file of another kind
+    "The columns of a Parquet table that is no gallery. Raises `ConfigError` without pyarrow."
+    pyarrow = _pyarrow()
+    try: schema = pyarrow.parquet.read_schema(path)
+    except (OSError, ValueError, pyarrow.ArrowException): return []
+    return [] if b"upl_reid_gallery" in (schema.metadata or {}) else schema.names
 
 def identity_rows(
     path: Path, # .csv or .parquet

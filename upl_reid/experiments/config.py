@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PRESETS', 'BY_TARGET', 'CONTRAST', 'SOURCES', 'PLUGINS', 'RENAMED', 'FORMAT2_NETWORKS', 'LATER', 'NETWORK',
            'PresetFields', 'Preset', 'paper_preset', 'source_budget', 'constant_budget', 'contrast_budget',
-           'refinement_budget', 'is_outside', 'member_source', 'class_source', 'method_sources', 'import_file',
-           'load_plugins', 'load_entry_points', 'load_methods', 'stored_names', 'hash_facts', 'present_names',
-           'without_later', 'hashed_preset', 'check_fields', 'parse_size', 'check_sourceless', 'plain_copy',
-           'network_fields', 'RunFields', 'RunArguments', 'NamedArguments', 'RunNetwork', 'RunConfig']
+           'refinement_budget', 'is_outside', 'member_source', 'class_source', 'helper_sources', 'method_sources',
+           'import_file', 'load_plugins', 'load_entry_points', 'load_methods', 'stored_names', 'hash_facts',
+           'present_names', 'without_later', 'hashed_preset', 'check_fields', 'parse_size', 'check_sourceless',
+           'plain_copy', 'network_fields', 'RunFields', 'RunArguments', 'NamedArguments', 'RunNetwork', 'RunConfig']
 
 # %% ../../nbs/experiments/00_config.ipynb #30ac62e9
 import functools, hashlib, importlib, importlib.util, inspect, json, math, os, pkgutil, re, sys, warnings
@@ -173,6 +173,21 @@ def class_source(
         own = {k: v for k, v in vars(cls).items() if not k.startswith("__") or inspect.isfunction(v)}
         return "\n".join(member_source(k, own[k]) for k in sorted(own))
 
+def helper_sources(
+    cls: type, # of a method
+) -> list: # of source texts, by name
+    "The source texts of functions of the class's own module that it uses, and of those that these use."
+    module = sys.modules.get(cls.__module__)
+    functions = {k: v for k, v in vars(module or cls).items() if module and inspect.isfunction(v)
+                 and v.__module__ == cls.__module__}
+    found: dict[str, str] = {}
+    read = class_source(cls)
+    while new := {k: member_source(k, functions[k]) for k in functions
+                  if k not in found and re.search(rf"\b{k}\b", read)}:
+        found |= new
+        read = "\n".join(new.values())
+    return [found[k] for k in sorted(found)]
+
 def method_sources(
     method: str, # registered name
 ) -> dict: # class name -> source text; empty for a method of the package, and for "pretrain"
@@ -182,7 +197,8 @@ def method_sources(
     if cls not in SOURCES:
         own = [c for c in cls.__mro__ if is_outside(c)]
         name = lambda c: f"{c.__module__}.{c.__qualname__}"
-        SOURCES[cls] = {name(c): SOURCES.get(c, {}).get(name(c)) or class_source(c) for c in own}
+        SOURCES[cls] = {name(c): SOURCES.get(c, {}).get(name(c)) or "\n".join([class_source(c), *helper_sources(c)])
+                        for c in own}
     return SOURCES[cls]
 
 # %% ../../nbs/experiments/00_config.ipynb #5271478a
@@ -214,6 +230,9 @@ def load_plugins(
         file = given_path(name).resolve() if name.endswith(".py") else None
         key, before = str(file or name), set(METHODS)
         if key in PLUGINS: continue
+        if name.endswith(".ipynb"):
+            raise ConfigError(f"plugin {name!r} is a notebook; export it to a .py file, for instance with "
+                              "nbdev.export.nb_export, and name that")
         try: module = import_file(file) if file else importlib.import_module(name)
         except Exception as e:      # whatever the plugin's code raises
             if isinstance(e, ConfigError): raise
