@@ -255,3 +255,31 @@ def test_synthetic_crops_come_with_tracks_and_without_identities(tmp_path, capsy
         for r in rows: people.setdefault((r["camid"], r["track"]), set()).add(truth[r["path"]]["pid"])
         assert all(len(pids) == 1 for pids in people.values()) and len(people) < len(rows)
         assert list_images(tmp_path/f"mine/{name}.csv").track.ne("").all()
+
+
+def test_parquet_files_of_ones_own_are_kept(home, capsys, tmp_path):
+    pyarrow, out = pytest.importorskip("pyarrow"), tmp_path/"who.parquet"
+    import pyarrow.parquet as parquet
+    given = home/"model.safetensors", home/"crops", out, "--pattern", PATTERN
+    gallery = dict(path=["a"], camera=["c"], identity=["b"], confidence=[.5])
+    mine = dict(path=["a"], identity=["b"], note=["mine"])
+    for columns, facts in ((mine, {}), (gallery, {"upl_reid_gallery": "{}"})):
+        parquet.write_table(pyarrow.table(columns).replace_schema_metadata(facts), out)
+        before = out.read_bytes()
+        code, _, err = said(capsys, *given)
+        assert code == 1 and "was not written by this command" in err and out.read_bytes() == before
+    out.unlink()
+    assert said(capsys, *given)[0] == 0 and said(capsys, *given)[0] == 0         # its own table may be replaced
+
+
+def test_tracks_of_unknown_cameras_may_be_one_person(home, capsys, tmp_path):
+    "Two tracks at the same time are two people in one camera only; unknown cameras need not be one."
+    for camera, people in (("hall", 2), ("", 1)):
+        rows = [(f"{home}/crops/{CAMERAS[1]}/p{p}t{p}f{k}.png", camera, k % 2, f"{p}-{k//2}")       # time, track
+                for p in range(3) for k in range(4)]
+        with open(tmp_path/"t.csv", "w", encoding="utf-8", newline="") as f:
+            csv.writer(f).writerows([("path", "camid", "time", "track"), *rows])
+        said(capsys, home/"model.safetensors", tmp_path/"t.csv", tmp_path/"who.csv", "--rate", .1)
+        found = {}
+        for r in rows_of(tmp_path/"who.csv"): found.setdefault(r["path"].split("/p")[-1][0], set()).add(r["identity"])
+        assert {len(names - {"unknown"}) for names in found.values()} == {people}, (camera, found)

@@ -836,6 +836,9 @@ def check_forget(
         raise core.ConfigError("nothing to remove; give pictures, --camera, --identity, --before or --gone")
     if named and a.before is not None:
         raise core.ConfigError("give --before alone: with other names it could mean either or both")
+    for name, value in (("--camera", a.camera), ("--identity", a.identity)):
+        if value is not None and not value.strip():
+            raise core.ConfigError(f"{name} is empty and would remove all that has none; give a name, or leave it out")
     if deployment.is_postgres(a.gallery):
         if a.gone: raise core.ConfigError("--gone looks for files on this machine, and a gallery in PostgreSQL may "
                                           "have those of others; name pictures, --camera, --identity or --before")

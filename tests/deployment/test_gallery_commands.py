@@ -79,7 +79,8 @@ def test_search_tells_which_times_cannot_be_compared(saved, crops, tmp_path, cap
 def test_forget_refuses_what_could_mean_two_things(home, saved, crops, capsys):
     assert said(capsys, "index", saved, crops, home, "--device", "cpu")[0] == 0
     for arguments, words in (((), "nothing to remove"), (("--before", "2026-01-01", "--camera", "cam1"), "alone"),
-                             (("--before", "soon"), "is no time"), (("--identity", "nobody"), "nobody")):
+                             (("--before", "soon"), "is no time"), (("--identity", "nobody"), "nobody"),
+                             (("--identity", ""), "--identity is empty"), (("--camera", " "), "--camera is empty")):
         code, _, err = said(capsys, "forget", home, *arguments)
         assert code == 1 and words in err and err.count("\n") == 1, arguments
     code, facts, _ = said(capsys, "forget", home, "--before", "2030-01-01")

@@ -61,6 +61,13 @@ def test_unknown_cameras_are_removed_by_the_empty_name():
     assert gallery.remove(cameras="") == 2 and gallery.rows.path.tolist() == ["a", "d"]
 
 
+@pytest.mark.parametrize("missing", [None, float("nan"), np.nan])
+def test_a_missing_name_among_others_removes_nothing(missing):
+    gallery = Gallery(16).add(people(4), list("abcd"), identities=["bob", None, "", "bob"])
+    assert "missing identity" in fault(gallery.remove, identities=["bob", missing])
+    assert "missing camera" in fault(gallery.remove, cameras=[missing]) and len(gallery) == 4
+
+
 @pytest.mark.parametrize("limit, n", [(500, 900), (500, 505), (10**6, 60)], ids=["index", "index dropped", "exact"])
 def test_nothing_that_was_made_with_the_removed_stays(monkeypatch, tmp_path, limit, n):
     "Everything is as in a gallery that never had them: the index too, and every byte of the file."

@@ -122,6 +122,10 @@ def test_a_model_is_measured_with_corrected_labels(home, saved, capsys):
     assert main([*map(str, given)]) == 0                                # its own table may be replaced
     (home/"labels.csv").write_text("my,own\n")
     assert main([*map(str, given)]) == 1 and (home/"labels.csv").read_text() == "my,own\n"
+    for row in (f"{home/'else.jpg'},cam1,,train,,", f"{crops[0].path},cam1,,train,2026-05-31T08:00:00,"):
+        own = f"path,camid,pid,split,time,track\n{row}\n"               # a table of one's own, with the same columns
+        (home/"labels.csv").write_text(own)
+        assert main([*map(str, given)]) == 1 and (home/"labels.csv").read_text() == own
 
 
 def test_queries_against_a_loop():

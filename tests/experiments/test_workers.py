@@ -209,3 +209,17 @@ def test_an_interrupt_ends_the_workers(tmp_path):
     assert process.returncode != 0 and "KeyboardInterrupt" in said
     for pid in map(int, (tmp_path/"pids").read_text().split()):
         with pytest.raises(ProcessLookupError): os.kill(pid, 0)
+
+
+
+def test_the_code_of_a_method_has_the_functions_that_it_uses(tmp_path, plugins):
+    file = tmp_path/"my_helped.py"
+    own = textwrap.dedent(PLUGIN.format(name="helped")).replace("mine=1", "mine=outer(1)")
+    file.write_text(own + "def outer(x): return inner(x)\ndef inner(x): return x + 1\ndef stranger(x): return x - 1\n")
+    load_plugins([file])
+    code, = method_sources("helped").values()
+    assert "def outer" in code and "def inner" in code and "def stranger" not in code
+
+
+def test_a_notebook_is_no_plugin_until_it_is_exported():
+    with pytest.raises(ConfigError, match="is a notebook; export it"): load_plugins("mine.ipynb")

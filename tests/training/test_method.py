@@ -327,3 +327,45 @@ def test_the_seed_decides_what_a_method_draws_from_global_generators(names, monk
     assert (np.random.get_state()[1].tolist(), random.getstate()) == before and len(first) == 16
     np.random.rand(), random.random(), torch.rand(())
     assert drawn(0) == first and not set(drawn(1)) & set(first)
+
+
+# -- names, truth values and labels that cannot be meant ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", "direct transfer", "3", 3, "pretrain", "a-b", None])
+def test_a_name_is_a_word(names, name):
+    with pytest.raises(ConfigError, match="cannot name a method"): register(name)(type("Mine", (GlobalDBSCAN,), {}))
+
+
+def test_of_two_classes_of_one_name_the_one_from_outside_is_to_be_renamed(names):
+    METHODS.pop("votes", None)
+    outside = register("votes")(type("Mine", (GlobalDBSCAN,), {"__module__": "elsewhere"}))
+    inside = type("Votes", (GlobalDBSCAN,), {"__module__": "upl_reid.methods.some"})
+    with pytest.raises(ConfigError, match=r"register elsewhere\.Mine under another name"): register("votes")(inside)
+    METHODS["votes"] = inside
+    with pytest.raises(ConfigError, match=r"register elsewhere\.Mine under another name"): register("votes")(outside)
+
+
+@pytest.mark.parametrize("value", ["no", "false", 0, 1, None])
+def test_a_truth_value_is_true_or_false(value):
+    with pytest.raises(ConfigError, match="'center' of method 'dbscan' is True or False"):
+        RunConfig("tiny", "plaza", "campus", "dbscan", {"center": value})
+
+
+LABELS = dict(hard=torch.tensor([0, 1, -1]), soft=torch.tensor([[.9, .1], [.2, .8], [0., 0.]]),
+              weight=torch.tensor([1., .5, 0.]), centroids=torch.eye(2))
+
+
+def test_an_image_that_is_not_used_needs_no_probabilities(): PseudoLabels(**LABELS)
+
+
+@pytest.mark.parametrize("part, value, message", [
+    ("weight", [5., .5, 0.], "to 5: .* a weight is a number from 0 to 1"),
+    ("weight", [np.nan, .5, 0.], "a weight is a number from 0 to 1"),
+    ("weight", [np.inf, .5, 0.], "a weight is a number from 0 to 1"),
+    ("soft", [[1., 1.], [.2, .8], [0., 0.]], "1 of 2 rows .* adds up to 2"),
+    ("soft", [[1.5, -.5], [.2, .8], [0., 0.]], "1 of 2 rows"),
+    ("soft", [[np.nan, .5], [np.nan, .8], [0., 0.]], "2 of 2 rows"),
+    ("centroids", [[np.nan, 0.], [0., 1.]], "centroids has a NaN")])
+def test_labels_that_cannot_be_meant_are_refused(part, value, message):
+    with pytest.raises(DataError, match=message): PseudoLabels(**LABELS | {part: torch.tensor(value)})

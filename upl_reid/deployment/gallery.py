@@ -598,11 +598,14 @@ def find_named(
     stored: Sequence[str], # (N,) names in a gallery
     what: str, # what they are, for the message
 ) -> np.ndarray: # (N,) bool
-    "Which entries have one of the names. Raises `DataError` for a name that none has, and for an empty one."
-    wanted = set(map(checked_name, names_of(names)))
-    if "" in wanted:
-        raise DataError(f"an empty {what} names no entry, it would stand for all without one; give a name, or the "
-                        "paths of those entries")
+    """Which entries have one of the names; an empty text is that of entries without one.
+
+    Raises `DataError` for a name that none has, and for None or NaN among them."""
+    given = names_of(names)
+    wanted = set(map(checked_name, given))
+    if "" in wanted and not all(isinstance(name, str) for name in given if not checked_name(name)):
+        raise DataError(f"a missing {what} (None, NaN) among the names would stand for all entries without one; leave "
+                        "it out, or write an empty text if these are meant")
     if absent := sorted(wanted - set(stored)):
         more = f" and {len(absent) - 1:,} more" if len(absent) > 1 else ""
         raise DataError(f"no entry of the gallery has the {what} {printable_text(absent[0])!r}{more}; nothing was "
