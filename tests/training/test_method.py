@@ -332,7 +332,7 @@ def test_the_seed_decides_what_a_method_draws_from_global_generators(names, monk
 # -- names, truth values and labels that cannot be meant ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["", "direct transfer", "3", 3, "pretrain", "a-b", None])
+@pytest.mark.parametrize("name", ["", "direct transfer", "3", 3, "pretrain", "a,b", None])
 def test_a_name_is_a_word(names, name):
     with pytest.raises(ConfigError, match="cannot name a method"): register(name)(type("Mine", (GlobalDBSCAN,), {}))
 

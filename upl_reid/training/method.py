@@ -351,9 +351,6 @@ def check_relabelled(
     if len(labels.hard) != len(features):
         raise DataError(f"{name} returned {len(labels.hard)} labels for {len(features)} images; it must return one "
                         "for each image, -1 for an image that is not used")
-    if labels.centroids.shape[1] != features.shape[1]:
-        raise DataError(f"{name} returned centroids of {labels.centroids.shape[1]} numbers for features of "
-                        f"{features.shape[1]}; it must return the classes' directions in the space of the features")
     elsewhere = {str(v.device) for v in vars(labels).values() if v is not None} - {str(features.device)}
     if elsewhere:
         raise DataError(f"{name} returned labels on {min(elsewhere)}; it must return them on the features' device, "
@@ -461,9 +458,9 @@ def check_name(
     """Raises `ConfigError` for a name that is no word, and if another class has it.
 
     The same class, defined again or imported after its notebook has defined it, is no other class."""
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name) or name == "pretrain":
-        raise ConfigError(f"{name!r} cannot name a method; take a letter and then letters, digits or underscores, and "
-                          "not pretrain")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][\w.-]*", name) or name == "pretrain":
+        raise ConfigError(f"{name!r} cannot name a method; take a letter and then letters, digits, - or _, and not "
+                          "pretrain")
     taken = METHODS.get(name, cls)
     modules = {taken.__module__, cls.__module__} - {"__main__"}
     if taken.__qualname__ != cls.__qualname__ or len(modules) > 1:
