@@ -699,7 +699,7 @@ def gallery_notes(
     cameras = set(gallery.cameras)
     why = ("no cameras are known" if cameras <= {""} else "some pictures have no camera (give each camera a sub-folder "
            "of its own, or a table with camid)")
-    notes = [f"{why}, so hits from the camera of a query cannot be left out"]*(cameras <= {""} or "" in cameras)
+    notes = [f"{why}, so hits from the camera of a query cannot be left out"] if not cameras or "" in cameras else []
     if not gone: return notes
     what = "1 entry is of a file that is" if len(gone) == 1 else f"{len(gone):,} entries are of files that are"
     return [*notes, f"{what} gone, first {core.printable_text(gone[0])}; remove with "
@@ -721,8 +721,8 @@ def measure_gallery(
 ):
     "The model's thresholds, raised to those that the gallery's own pictures show."
     if not embedder.calibration: return
-    if sum(map(bool, gallery.cameras)) < 2: own = None                  # unknown cameras may be one and the same
-    else: own = deployment.measure_thresholds(embedder.calibration, gallery.vectors, gallery.codes)
+    many = sum(map(bool, gallery.cameras)) > 1                          # unknown cameras may be one and the same
+    own = deployment.measure_thresholds(embedder.calibration, gallery.vectors, gallery.codes) if many else None
     gallery.calibration = own or embedder.calibration
 
 # %% ../nbs/cli.ipynb #bd0030c6
@@ -1239,7 +1239,7 @@ def _named_crops(a, gallery, seen, known, embedder):
     paths, cameras, codes = columns["path"], columns["camera"], np.asarray(gallery.codes)[order]
     tracks, times = ([seen.get(p, ("", ""))[i] for p in paths] for i in (0, 1))
     numbers = data.track_numbers(codes.tolist(), tracks)
-    seconds = np.array([data.seconds_of_text(t) if camera else np.nan for t, camera in zip(times, cameras)])
+    seconds = data.seconds_in_cameras(times, cameras)
     links = components.find_links(numbers, codes, seconds) if any(tracks) or a.answers else None
     given = [known.get(p, ("", 1.)) for p in paths]
     links, names, barred, answers = _answered(a, paths, links, [who for who, _ in given], known)

@@ -13,7 +13,7 @@ from upl_reid.data.own_crops import as_domain, list_images, load_folder, make_li
 from upl_reid.data.image_bank import ImageBank
 from upl_reid.data.splits import Split, Unlabelled
 from upl_reid.data.synthetic import write_domain
-from upl_reid.data.tracks import moment, seconds_of_text, track_numbers, walk_times
+from upl_reid.data.tracks import moment, seconds_in_cameras, seconds_of_text, track_numbers, walk_times
 from upl_reid.deployment.gallery import Gallery
 from upl_reid.experiments.runs import domain_fingerprint
 
@@ -246,3 +246,8 @@ def test_missing_values_of_pandas_are_no_tracks():
 def test_dates_among_other_things_are_refused():
     with pytest.raises(DataError, match="dates among other things"):
         Split(list("abc"), [1, 2, 3], [0]*3, times=[np.datetime64("2024-05-01"), None, np.datetime64("NaT")])
+
+
+def test_times_of_unknown_cameras_are_not_compared():
+    found = seconds_in_cameras(["5", "2026-01-01", "", "7"], ["hall", "", "hall", "door"])
+    assert np.array_equal(found, [5., np.nan, np.nan, 7.], equal_nan=True) and found.dtype == np.float64

@@ -4,7 +4,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "splits": ["path_column", "integer_column", "track_column", "time_column", "Unlabelled", "selected_rows",
         "Split", "Domain"],
-    "tracks": ["CLOCK", "DAY", "STAMP", "moment", "time_kind", "seconds_of_text", "track_numbers", "walk_times"],
+    "tracks": ["CLOCK", "DAY", "STAMP", "moment", "time_kind", "seconds_of_text", "seconds_in_cameras",
+        "track_numbers", "walk_times"],
     "decoding": ["FORMATS", "MAX_PIXELS", "TURNS", "upright_rgb", "unreadable_reason", "read_image"],
     "own_crops": ["PICTURE_SUFFIXES", "OTHER_SUFFIXES", "SYSTEM_FOLDERS", "VIDEO_SUFFIXES", "COLUMNS", "MAX_ROWS",
         "WILDLIFE", "OWN", "EMPTY", "NO_VALUE", "NO_TEXT", "LEFT_OUT", "MANY_FOLDERS", "CAMERA_FOLDER",

@@ -29,7 +29,7 @@ import pandas as pd
 from ..core import any_names, DataError, given_path, map_in_threads, printable_text, write_atomic
 from .decoding import read_image
 from .splits import Domain, Split
-from .tracks import CLOCK, moment, seconds_of_text, time_kind, track_numbers
+from .tracks import CLOCK, moment, seconds_in_cameras, time_kind, track_numbers
 
 # %% ../../nbs/data/20_own_crops.ipynb #44937ed2
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
@@ -712,8 +712,8 @@ def as_domain(
 ) -> Domain: # splits sorted by path
     "Listed images as a domain. Raises `DataError` without training images, and if queries and gallery do not fit."
     cameras, numbers = camera_numbers(images)
-    times = images.time.map(seconds_of_text).where(images.camid != "")    # two tracks of unknown cameras may be one
-    known = dict(track=track_numbers(numbers.tolist(), list(images.track)), time=times)
+    known = dict(track=track_numbers(numbers.tolist(), list(images.track)),
+                 time=seconds_in_cameras(images.time, images.camid))
     def split(part):
         rows = images.assign(number=numbers, **known)[images.split == part].sort_values("path")
         pids, camids, *seen = (rows[name].to_numpy() for name in ("pid", "number", "track", "time"))

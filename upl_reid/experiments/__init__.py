@@ -4,7 +4,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     "config": ["PRESETS", "BY_TARGET", "CONTRAST", "SOURCES", "PLUGINS", "RENAMED", "FORMAT2_NETWORKS", "LATER",
         "NETWORK", "PresetFields", "Preset", "paper_preset", "source_budget", "constant_budget", "contrast_budget",
-        "refinement_budget", "is_outside", "member_source", "class_source", "helper_sources", "method_sources",
+        "refinement_budget", "is_outside", "member_source", "class_source", "whole_source", "method_sources",
         "import_file", "load_plugins", "load_entry_points", "load_methods", "stored_names", "hash_facts",
         "present_names", "without_later", "hashed_preset", "check_fields", "parse_size", "check_sourceless",
         "plain_copy", "network_fields", "RunFields", "RunArguments", "NamedArguments", "RunNetwork", "RunConfig"],

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'BY_TARGET', 'CONTRAST', 'SOURCES', 'PLUGINS', 'RENAMED', 'FORMAT2_NETWORKS', 'LATER', 'NETWORK',
            'PresetFields', 'Preset', 'paper_preset', 'source_budget', 'constant_budget', 'contrast_budget',
-           'refinement_budget', 'is_outside', 'member_source', 'class_source', 'helper_sources', 'method_sources',
+           'refinement_budget', 'is_outside', 'member_source', 'class_source', 'whole_source', 'method_sources',
            'import_file', 'load_plugins', 'load_entry_points', 'load_methods', 'stored_names', 'hash_facts',
            'present_names', 'without_later', 'hashed_preset', 'check_fields', 'parse_size', 'check_sourceless',
            'plain_copy', 'network_fields', 'RunFields', 'RunArguments', 'NamedArguments', 'RunNetwork', 'RunConfig']
@@ -173,20 +173,19 @@ def class_source(
         own = {k: v for k, v in vars(cls).items() if not k.startswith("__") or inspect.isfunction(v)}
         return "\n".join(member_source(k, own[k]) for k in sorted(own))
 
-def helper_sources(
+def whole_source(
     cls: type, # of a method
-) -> list: # of source texts, by name
-    "The source texts of functions of the class's own module that it uses, and of those that these use."
-    module = sys.modules.get(cls.__module__)
-    functions = {k: v for k, v in vars(module or cls).items() if module and inspect.isfunction(v)
-                 and v.__module__ == cls.__module__}
+) -> str:
+    "The source text of a class and, by name, of the functions of its module that it uses, itself or through others."
+    there = getattr(sys.modules.get(cls.__module__), "__dict__", {})
+    functions = {k: v for k, v in there.items() if inspect.isfunction(v) and v.__module__ == cls.__module__}
     found: dict[str, str] = {}
-    read = class_source(cls)
-    while new := {k: member_source(k, functions[k]) for k in functions
+    own = read = class_source(cls)
+    while new := {k: member_source(k, v) for k, v in functions.items()
                   if k not in found and re.search(rf"\b{k}\b", read)}:
         found |= new
         read = "\n".join(new.values())
-    return [found[k] for k in sorted(found)]
+    return "\n".join([own, *(found[k] for k in sorted(found))])
 
 def method_sources(
     method: str, # registered name
@@ -197,8 +196,7 @@ def method_sources(
     if cls not in SOURCES:
         own = [c for c in cls.__mro__ if is_outside(c)]
         name = lambda c: f"{c.__module__}.{c.__qualname__}"
-        SOURCES[cls] = {name(c): SOURCES.get(c, {}).get(name(c)) or "\n".join([class_source(c), *helper_sources(c)])
-                        for c in own}
+        SOURCES[cls] = {name(c): SOURCES.get(c, {}).get(name(c)) or whole_source(c) for c in own}
     return SOURCES[cls]
 
 # %% ../../nbs/experiments/00_config.ipynb #5271478a
