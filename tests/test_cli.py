@@ -2,6 +2,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from upl_reid.data.own_crops import list_images, write_table
 from upl_reid.evaluation.reranking import rerank
 from upl_reid.evaluation.retrieval import evaluate_distances, evaluate_retrieval
 from upl_reid.experiments.config import PRESETS
+from upl_reid.experiments.runs import open_domain
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +106,23 @@ def test_evaluate_is_the_evaluation(home, capsys):
     assert json.loads(out)["mAP"] == pytest.approx(evaluate_distances(rerank(x, y), **ids).mAP, abs=1e-9) != wanted.mAP
 
 
+def test_evaluate_tells_of_copies_in_other_cameras(home, capsys, tmp_path):
+    truth = list_images(home/"mine/truth.csv")
+    query = truth[truth.split == "query"].iloc[:6]
+    rows = pd.concat([query, truth[(truth.split == "gallery") & truth.pid.isin(query.pid)]], ignore_index=True)
+    evaluated = lambda: said(capsys, "evaluate", home/"model.safetensors", write_table(rows, tmp_path/"t.csv"),
+                             "--device", "cpu")
+    assert "byte for byte" not in evaluated()[1]
+    for i in (1, 3): # under another name, in another camera; of the third one only in its own camera
+        shutil.copyfile(query.path.iloc[i], tmp_path/f"copy{i}.jpg")
+        camera = query.camid.iloc[i] if i == 3 else min(set(rows.camid) - {query.camid.iloc[i]})
+        rows.loc[len(rows)] = rows.iloc[i]
+        rows.loc[len(rows) - 1, ["path", "camid", "split"]] = [tmp_path/f"copy{i}.jpg", camera, "gallery"]
+    code, out, _ = evaluated()
+    assert code == 3 and f"1 query is also in the gallery, byte for byte, as a picture of another camera, first " \
+        f"{query.path.iloc[1]}" in out
+
+
 def test_leave_one_out_is_every_picture_against_all_others(home, capsys, tmp_path):
     "A table of animals with names, without queries; pid 0 is an animal. Compared with a loop over pictures."
     truth = list_images(home/"mine/truth.csv")
@@ -177,6 +196,15 @@ def test_what_is_not_ranked_is_counted_and_unknown_cameras_differ(home, capsys, 
     lost = len(range(0, int(((images.split == "gallery") & (images.pid > 0)).sum()), 7))
     assert (fewer["gallery"], fewer["without_pid"]) == (whole["gallery"] - lost, whole["without_pid"] + lost)
     assert f"; {fewer['without_pid']} gallery images without a pid left out (write 0 for people" in text
+
+
+def test_queries_without_a_hit_outside_their_camera_are_told_the_remedy(home, capsys, tmp_path):
+    shutil.copytree(sorted((home/"mine/search").iterdir())[0], tmp_path/"own/cam1")
+    ask = "search", home/"model.safetensors", tmp_path/"own", "-k", 3, "--device", "cpu"
+    code, out, _ = said(capsys, *ask)
+    assert code == 0 and "6 of 6 have no hit outside their own camera; --same-camera searches it too" in out
+    assert "--same-camera" not in said(capsys, *ask, "--same-camera")[1]
+    assert "--same-camera" not in said(capsys, *ask[:2], home/"mine/search", *ask[3:])[1]
 
 
 def test_index_appends_and_search_finds(home, capsys, tmp_path):
@@ -443,7 +471,12 @@ def test_export_and_pretrain(home, capsys, tmp_path):
     code, _, error = said(capsys, "export", home/"model.safetensors", tmp_path/"n.onnx", "--opset", 9)
     assert code == 1 and "choose 14 to 23" in error and not (tmp_path/"n.onnx").exists()
     code, out, _ = said(capsys, "pretrain", tmp_path/"p.safetensors", "--preset", "tiny", "--device", "cpu", "--json")
-    assert code == 0 and 0 < json.loads(out)["mAP"] <= 1
+    told = json.loads(out)
+    assert code == 0 and 0 < told["mAP"] <= 1
+    people = len(set(open_domain("plaza", "tiny").train.pids.tolist()))
+    assert told["people"] + told["held"] == people and told["held"] == round(PRESETS["tiny"].held*people)
+    code, out, _ = said(capsys, "pretrain", tmp_path/"p.safetensors", "--preset", "tiny", "--device", "cpu")
+    assert f"on {told['people']:,} people ({told['held']:,} are held out" in out
     assert Embedder.load(tmp_path/"p.safetensors", "cpu").facts["method"] == "pretrain"
 
 
@@ -1008,7 +1041,7 @@ class FromCli(Direct): "Direct transfer with another name."
         seen.update(plugins=os.environ["UPL_REID_PLUGINS"], rows=rows, parameters=parameters)
         page = tmp_path/"index.html"
         page.write_text("")
-        return page
+        return [page]
     monkeypatch.setattr(experiments, "make_reports", pretend)
     monkeypatch.setenv("UPL_REID_PLUGINS", "")
     assert main(["reports", "--plugins", str(tmp_path/"cli_plugin.py"), "--only", "table5"]) == 0

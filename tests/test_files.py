@@ -1,4 +1,5 @@
 """Files that are written: their permissions. Names of files: absolute, links not resolved."""
+import errno
 import os
 import stat
 import threading
@@ -109,6 +110,11 @@ def test_what_a_stopped_process_left_is_no_part_of_a_new_folder(tmp_path):
     write_folder(tmp_path/"new", lambda part: (part/"whole").touch())
     assert [p.name for p in tmp_path.rglob("*")] == ["new", "whole"]
     with pytest.raises(ConfigError, match="new exists"): write_folder(tmp_path/"new", lambda part: None)
+    def full(part): raise OSError(errno.ENOSPC, "No space left on device", "source.jpg", None, str(part/"copy.jpg"))
+    with pytest.raises(RunError, match=r"cannot write .*/other \(No space left on device\); free some space"):
+        write_folder(tmp_path/"other", full)
+    def gone(part): raise FileNotFoundError(errno.ENOENT, "No such file or directory", "source.jpg")
+    with pytest.raises(FileNotFoundError, match="source.jpg"): write_folder(tmp_path/"other", gone)
 
 
 def test_numbers_of_numpy_name_the_same_stream():

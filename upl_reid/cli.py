@@ -6,20 +6,20 @@
 __all__ = ['core', 'MARK', 'PRESET_NAMES', 'CROPS', 'MODEL', 'DEVICE', 'PATTERN', 'METHOD', 'NETWORK', 'TRAINING', 'SEARCH',
            'GALLERY', 'INDEX', 'FORGET', 'BROWSE', 'REPORTS', 'ANSWERS', 'ADAPTING', 'NAMING', 'TASKS', 'LABELS',
            'COMMANDS', 'EXAMPLES', 'has_mark', 'has_page_mark', 'has_metadata', 'has_parquet_facts', 'check_out',
-           'show_bars', 'check', 'synth', 'choose_network', 'watched_run', 'pretrain', 'crops_for_card',
-           'answers_to_use', 'answers_in_words', 'compare_starts', 'card_of', 'checked_crops', 'adapt', 'count_matches',
-           'measure_retrieval', 'listing_notes', 'leave_one_out', 'evaluate', 'same_model', 'file_marks',
-           'named_images', 'entries_of', 'is_changed', 'images_to_embed', 'name_people', 'build_gallery',
-           'count_images', 'left_out_lines', 'file_is_gone', 'gone_entries', 'people_notes', 'gallery_notes',
-           'gallery_to_write', 'measure_gallery', 'forget_changed', 'kept_note', 'changed_note', 'index_crops',
-           'index_parquet', 'threshold_lines', 'index', 'entry_name', 'composed', 'check_forget', 'time_notes',
-           'like_notes', 'forget_notes', 'forget', 'as_lines', 'is_gallery', 'own_camera', 'Asked', 'tracks_to_search',
-           'search', 'browse', 'is_identities', 'identities', 'tasks', 'is_tasks', 'is_labels', 'labels', 'export',
-           'run', 'named_folders', 'records', 'reports', 'argument', 'as_path', 'make_parser', 'print_text',
-           'to_json_value', 'warning_line', 'main']
+           'show_bars', 'check', 'synth', 'choose_network', 'watched_run', 'training_people', 'pretrain',
+           'crops_for_card', 'answers_to_use', 'answers_in_words', 'compare_starts', 'card_of', 'checked_crops',
+           'adapt', 'count_matches', 'measure_retrieval', 'copied_queries', 'listing_notes', 'leave_one_out',
+           'evaluate', 'same_model', 'file_marks', 'named_images', 'entries_of', 'is_changed', 'images_to_embed',
+           'name_people', 'build_gallery', 'count_images', 'left_out_lines', 'file_is_gone', 'gone_entries',
+           'people_notes', 'gallery_notes', 'gallery_to_write', 'measure_gallery', 'forget_changed', 'kept_note',
+           'changed_note', 'index_crops', 'index_parquet', 'threshold_lines', 'index', 'entry_name', 'composed',
+           'check_forget', 'time_notes', 'like_notes', 'forget_notes', 'forget', 'as_lines', 'is_gallery', 'own_camera',
+           'Asked', 'tracks_to_search', 'own_camera_line', 'search', 'browse', 'is_identities', 'identities', 'tasks',
+           'is_tasks', 'is_labels', 'labels', 'export', 'run', 'named_folders', 'records', 'reports', 'argument',
+           'as_path', 'make_parser', 'print_text', 'to_json_value', 'warning_line', 'main']
 
 # %% ../nbs/cli.ipynb #98318773
-import argparse, json, math, numbers, os, shlex, shutil, sys, tempfile, unicodedata, warnings
+import argparse, hashlib, json, math, numbers, os, shlex, shutil, sys, tempfile, unicodedata, warnings
 from pathlib import Path
 from typing import Any, Callable, Iterable, NamedTuple, TYPE_CHECKING
 
@@ -193,6 +193,15 @@ def watched_run(
     return run
 
 # %% ../nbs/cli.ipynb #cutda0a8
+def training_people(
+    config, # `RunConfig` of a pretraining
+    roots: dict, # of the run
+) -> dict: # people, held: numbers of people
+    "How many people a pretraining learns from, and how many it leaves for the meta-set."
+    source = experiments.labelled_images(experiments.open_domain(config.source, config.preset, roots))
+    parts = data.split_identities(source, experiments.PRESETS[config.preset].held, config.seed)
+    return dict(zip(("people", "held"), (len(set(part.pids.tolist())) for part in parts)))
+
 def pretrain(
     a: argparse.Namespace, # parsed arguments
 ) -> tuple: # dict for JSON, text, exit code
@@ -205,10 +214,11 @@ def pretrain(
     config = experiments.RunConfig(preset, a.source, seed=a.seed, **network)
     run = watched_run(a, config, _roots(a), show_bars(a))
     deployment.Embedder.load(run).save(out)
-    facts = dict(out=a.out, run=run.id, seconds=run.metrics["seconds"])
+    facts = dict(out=a.out, run=run.id, seconds=run.metrics["seconds"], **training_people(config, _roots(a)))
     if "mAP" in run.metrics: facts["mAP"] = run.metrics["mAP"]
     score = f", mAP on its own test images {100*facts['mAP']:.1f} %" if "mAP" in facts else ""
-    return facts, f"trained for {facts['seconds']:.0f} s, run {run.id}{score}; model: {a.out}", 0
+    count = f"{facts['people']:,} people ({facts['held']:,} are held out, for methods that need unknown people)"
+    return facts, f"trained for {facts['seconds']:.0f} s on {count}, run {run.id}{score}; model: {a.out}", 0
 
 # %% ../nbs/cli.ipynb #8bc59545
 def _check_method(
@@ -452,6 +462,22 @@ def measure_retrieval(
     return facts | (count_matches(embedder.calibration, q, qp, qc, g, gp, gc) if embedder.calibration else {})
 
 # %% ../nbs/cli.ipynb #bc7ee327
+def copied_queries(
+    images: "pd.DataFrame", # of `list_images`
+) -> list: # of at most one sentence
+    "What is to be told about queries whose file is, byte for byte, also a gallery picture of another camera."
+    table = images.assign(number=data.camera_numbers(images)[1], size=[os.path.getsize(p) for p in images.path])
+    q, g = (table[table.split == name] for name in ("query", "gallery"))
+    q, g = q[q["size"].isin(g["size"])], g[g["size"].isin(q["size"])]
+    digest = {p: hashlib.sha256(Path(p).read_bytes()).digest() for p in {*q.path, *g.path}}
+    cameras: dict[bytes, set] = {}
+    for path, camera in zip(g.path, g.number): cameras.setdefault(digest[path], set()).add(camera)
+    found = [path for path, camera in zip(q.path, q.number) if cameras.get(digest[path], set()) - {camera}]
+    if not found: return []
+    one, are = core.printable_text(found[0]), "query is" if len(found) == 1 else "queries are"
+    return [f"{len(found):,} {are} also in the gallery, byte for byte, as a picture of another camera, first {one}; "
+            "finding a copy is no finding of a person: remove the copies"]
+
 def listing_notes(
     images: "pd.DataFrame", # of `list_images`
     root: str | Path, # folder or table that they are of
@@ -483,6 +509,7 @@ def evaluate(
     notes, listed = listing_notes(images, a.root), images.path.nunique()
     if a.leave_one_out: images = leave_one_out(images)
     m = measure_retrieval(embedder, images, a.rerank, show_bars(a))
+    notes += copied_queries(images)
     m["without_pid"] += (listed - images.path.nunique())*a.leave_one_out
     shares = ", ".join(f"{k} {100*v:.1f} %" for k, v in m.items() if k in ("mAP", "mINP") or k.startswith("rank-"))
     counts = f"{m['queries']:,} queries in {m['gallery']:,} images, {m['skipped']} without a match left out"
@@ -1065,6 +1092,16 @@ def _hits_in_words(
         if len(found): text += [f"  {line}" for line in as_lines(found[shown])]
     return text
 
+def own_camera_line(
+    a: argparse.Namespace, # parsed arguments
+    asked: Asked, # what was searched for
+    hits: "pd.DataFrame", # of `Gallery.search`
+) -> list: # of at most one text line
+    "What to do about queries without a hit whose own camera was left out unasked."
+    none = sum(bool(camera) for i, camera in enumerate(asked.without) if i not in set(hits["query"]))
+    if not none or a.without: return []
+    return [f"{none:,} of {len(asked.paths):,} have no hit outside their own camera; --same-camera searches it too"]
+
 # %% ../nbs/cli.ipynb #c1de0010
 def _first_ones(what, queries, rows, most, columns):
     "A line that says what was written, and how many queries and hits of them if not all."
@@ -1122,7 +1159,8 @@ def search(
     hits, kind = gallery.search(asked.vectors, *where), "tracks" if a.tracks else "pictures"
     first = f"no {kind[:-1]} was given, so {len(asked.paths)} {kind} of the gallery are searched for"
     text = [] if a.query else [first]
-    text += _hits_in_words(asked.names, asked.without, hits) + _write_hits(a, asked, hits)
+    text += _hits_in_words(asked.names, asked.without, hits) + own_camera_line(a, asked, hits)
+    text += _write_hits(a, asked, hits)
     bad = [*asked.bad, *(b for b in bad if b not in asked.bad)]
     notes = list(dict.fromkeys([*told, *notes, *time_notes(gallery, (a.since, a.until), "not searched")]))
     facts = dict(queries=[str(q) for q in asked.paths], hits=hits.to_dict("records"), left_out=bad)
@@ -1444,8 +1482,9 @@ def reports(
     if a.plugins: # the notebooks' kernels load them too
         experiments.load_plugins(a.plugins)
         os.environ["UPL_REID_PLUGINS"] = ",".join(experiments.PLUGINS)
-    page = experiments.make_reports(chosen, parameters, a.jobs)
-    return dict(page=str(page)), f"{page.parent.name}/{page.name}: {page.stat().st_size/1e6:.1f} MB", 0
+    pages = experiments.make_reports(chosen, parameters, a.jobs)
+    lines = [f"{experiments.shown_path(page)}: {page.stat().st_size/1e6:.1f} MB" for page in pages]
+    return dict(pages=[str(page) for page in pages]), "\n".join(lines), 0
 
 # %% ../nbs/cli.ipynb #d1a19a86
 def argument(

@@ -196,7 +196,9 @@ def write_folder(
     folder: str | Path, # to make
     fill: Callable[[Path], None], # called with the folder to fill
 ) -> Path: # `folder`
-    "Make a folder so that it is complete under its final name or absent. Raises `ConfigError` if it exists."
+    """Make a folder so that it is complete under its final name or absent.
+
+    Raises `ConfigError` if it exists, and `RunError` if there is no space for it."""
     folder = given_path(folder)
     if folder.exists(): raise ConfigError(f"{folder} exists; choose another folder, or remove it")
     part = part_name(folder)
@@ -205,6 +207,9 @@ def write_folder(
         part.mkdir(parents=True)
         fill(part)
         os.rename(part, folder)
+    except OSError as e:
+        if e.errno not in _REMEDIES: raise
+        raise RunError(f"cannot write {folder} ({e.strerror}); {_REMEDIES[e.errno]}") from e
     finally: shutil.rmtree(part, ignore_errors=True)
     return folder
 

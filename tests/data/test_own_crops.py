@@ -520,6 +520,14 @@ def test_images_csv_is_found_in_its_folder(tmp_path):
     assert list_images(tmp_path, r"(?P<cam>cam\d)").camid.tolist() == ["cam1"]
 
 
+def test_a_foreign_images_csv_is_to_be_renamed(tmp_path):
+    picture(tmp_path/"cam1/a.jpg")
+    table(tmp_path/"images.csv", "filename,width\ncam1/a.jpg,64\n")
+    assert fault(list_images, tmp_path).endswith("if it is no table of the pictures in its folder, rename it")
+    table(tmp_path/"mine.csv", "filename,width\ncam1/a.jpg,64\n")
+    assert "rename" not in fault(list_images, tmp_path/"mine.csv")
+
+
 def test_pictures_beside_images_csv_are_told(tmp_path):
     for n in "abc": picture(tmp_path/f"cam1/{n}.jpg")
     table(tmp_path/"images.csv", "path\ncam1/a.jpg\n")
@@ -624,11 +632,29 @@ def test_pictures_that_look_the_same(tmp_path, content, near):
     assert abs(pixels[:18] - 255).max() <= near and abs(pixels[24:]).max() <= near
 
 
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "key"])
+def test_what_is_transparent_lies_on_white(tmp_path, kind):
+    "Its hidden colour is never seen; half transparent is halfway, where a format has it."
+    colours = np.full((4, 6, 4), (200, 200, 200, 255), np.uint8)
+    colours[:, 2:4], colours[:, 4:] = (0, 0, 0, 0), (100, 100, 100, 128)
+    image = Image.fromarray(colours)
+    if kind == "LA": image = image.convert("LA")
+    if kind == "P":
+        image = Image.fromarray(np.repeat([[0, 0, 1, 1, 2, 2]], 4, 0).astype(np.uint8)).convert("P")
+        image.putpalette([200]*3 + [0]*3 + [100]*3)
+    if kind == "key": image = image.convert("RGB")
+    clear = dict(P=b"\xff\x00\x80", key=(0, 0, 0)).get(kind)
+    image.save(tmp_path/"a.png", **({} if clear is None else dict(transparency=clear)))
+    row = np.asarray(read_image(tmp_path/"a.png"))[0, ::2, 0].astype(int)
+    mixed = 100 if kind == "key" else round((128*100 + 127*255)/255)
+    assert row[:2].tolist() == [200, 255] and abs(row[2] - mixed) <= 1
+
+
 HARMLESS = {
     "png": encoded(light, "PNG", exif=b"garbage"),
     "webp": encoded(light, "WEBP", lossless=True, exif=b"Exif\0\0garbage"),
     "short": encoded(light, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01"),
-    "palette": encoded(light.convert("P"), "PNG", transparency=b"\0"*10)}
+    "palette": encoded(light.convert("P"), "PNG", transparency=b"\xff"*10)}                        # none is
 
 
 @pytest.mark.parametrize("content", HARMLESS.values(), ids=HARMLESS)

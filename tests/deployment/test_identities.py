@@ -172,6 +172,27 @@ def test_very_few_crops(n):
     assert I.identify(np.eye(8)[:n], np.arange(n), TOLD, given=["Ann"]*n).names == ["Ann"]*n
 
 
+def test_a_crop_alone_in_its_camera_is_found_in_another():
+    x, pids, camids = crowd(people=8, cameras=3, each=3)
+    alone = np.flatnonzero((camids == 2) & (pids < 3))[::3]                     # one crop of each of three people
+    groups = I.group_crops(x, np.where(np.isin(np.arange(len(x)), alone), 10 + pids, camids))
+    for i in alone: assert groups[i] >= 0 and set(pids[groups == groups[i]]) == {pids[i]}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_cameras_to_center_against_a_loop(seed):
+    rng = np.random.default_rng(seed)
+    x, camids = torch.as_tensor(rng.normal(size=(12, 3))), torch.as_tensor(rng.integers(0, 9, 12))
+    before, wanted = camids.clone(), camids.clone()
+    several = [c for c in range(9) if (camids == c).sum() > 1]
+    for i in range(12):
+        if (camids == camids[i]).sum() > 1: continue
+        wanted[i] = min(several, key=lambda c: float((x[camids == c].mean(0) - x[i]).norm()))
+    assert I.cameras_to_center(x, camids).tolist() == wanted.tolist() and camids.equal(before)
+    each = torch.arange(12)
+    assert I.cameras_to_center(x, each).equal(each)                             # every crop is alone
+
+
 def test_copies_of_one_picture_are_one_person():
     x = np.tile(np.eye(8)[0], (6, 1))
     assert I.identify(x, np.zeros(6, int), TOLD).names == ["person 1"]*6

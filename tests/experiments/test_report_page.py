@@ -455,7 +455,10 @@ def test_every_notebook_gets_the_same_parameters(bench, monkeypatch):
     asked: list = []
     monkeypatch.setattr(report_page, "check_notebooks", lambda names, root, parameters: None)
     for name in report_page.NOTEBOOKS: notebook(bench/"nbs"/f"{name}.ipynb")
-    execute = lambda source, out, parameters, **k: asked.append((source.stem, out.name, parameters, k["cwd"]))
+    nothing = nbformat.v4.new_notebook()
+    def execute(source, out, parameters, **k):
+        asked.append((source.stem, out.name, parameters, k["cwd"]))
+        return nothing
     monkeypatch.setattr(report_page.papermill, "execute_notebook", execute)
     (bench/"reports"/"table2.md").write_text("# T\n")
     monkeypatch.chdir(bench)
@@ -474,7 +477,7 @@ def test_every_notebook_gets_the_same_parameters(bench, monkeypatch):
     ids=["imagenet", "weights", "embedded", "two", "comma"])
 def test_places_are_those_of_the_current_folder(bench, monkeypatch, arguments, name, value):
     asked = {}
-    monkeypatch.setattr(cli.experiments, "make_reports", lambda names, given, jobs: asked.update(given) or bench)
+    monkeypatch.setattr(cli.experiments, "make_reports", lambda names, given, jobs: asked.update(given) or [])
     monkeypatch.chdir(bench)
     assert cli.main(["reports", *arguments, "--only", "table2"]) == 0 and asked[name] == value.format(bench)
 
@@ -503,11 +506,30 @@ def test_several_at_a_time_make_the_same_reports_and_what_measures_time_waits(be
     def execute(source, log, *args, **kwargs):
         begun.append((source.stem, list(ended))); time.sleep(.05); ended.append(source.stem)
         (bench/"reports"/f"{source.stem}.md").write_text(f"# {source.stem}\n")
+        return nbformat.v4.new_notebook()
     monkeypatch.setattr(report_page.papermill, "execute_notebook", execute)
     monkeypatch.setattr(report_page, "TIMED", ("table5",))
     report_page.make_reports(("table5", "table6"), jobs=2)
     assert begun == [("table6", []), ("table5", ["table6"])]
     with pytest.raises(ConfigError, match="jobs=0"): report_page.make_reports(("table5",), jobs=0)
+
+
+def test_reports_of_other_settings_have_a_page_of_their_own(bench, monkeypatch):
+    "The committed page stays; links to notebooks lead from the page to the site."
+    def execute(source, *args, **kwargs):
+        folder = "reports/local/demo-mine" if source.stem == "table5" else "reports/local/demo-mine/p2lr"
+        (bench/folder).mkdir(parents=True, exist_ok=True)
+        name = source.stem
+        (bench/folder/f"{name}.md").write_text(f"# {name}\n\n[how](../../../../nbs/{name}.ipynb)\n")
+        made = nbformat.v4.new_output("stream", text=f"some line\nreport: {folder}/{name}.md (the other stays)\n")
+        cell = nbformat.v4.new_code_cell(outputs=[made])
+        return nbformat.v4.new_notebook(cells=[cell])
+    monkeypatch.setattr(report_page.papermill, "execute_notebook", execute)
+    own = bench/"reports/local/demo-mine/index.html"
+    assert report_page.make_reports(("table5", "table6")) == [own]
+    assert (bench/"reports/index.html").read_text() == "the old page"
+    text = own.read_text()
+    assert 'id="table5"' in text and 'id="p2lr-table6"' in text and text.count("../../../_site/nbs/table") == 2
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

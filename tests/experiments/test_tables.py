@@ -301,3 +301,13 @@ def test_every_run_of_a_row_is_drawn():
         dots = np.concatenate([c.get_offsets() for c in ax.collections])
         assert sorted(dots[:, 0].tolist()) == [1, 1, 2, 2, 3, 3] and ax.get_xlabel() == "mAP"
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b"]
+
+
+def test_a_report_says_which_methods_of_ones_own_it_has_no_row_of(monkeypatch):
+    monkeypatch.setattr(tables, "outside_rows", lambda: {"mine": ("mine", {}), "yours": ("yours", {})})
+    run = lambda method: SimpleNamespace(config=SimpleNamespace(method=method))
+    assert tables.rows_missing([run("dbscan"), run("mine"), run("yours")]) == []
+    assert tables.rows_missing([run("mine")]) == ["No row here is of yours: this report shows a fixed list of methods."]
+    assert "mine, yours:" in tables.rows_missing([])[0]
+    monkeypatch.setattr(tables, "outside_rows", dict)
+    assert tables.rows_missing([run("dbscan")]) == []

@@ -256,6 +256,38 @@ def test_the_loop_averages_the_state_that_before_update_returns(monkeypatch):
     assert method.changed.tolist() == [4., 4.] and method.own.tolist() == [1., 1.]
 
 
+@pytest.mark.parametrize("losses, weights, message", [
+    (lambda x: x.mean(), {}, r"Own.losses gave Tensor; return a dictionary"),
+    (lambda x: dict(a=x.mean(1)), {}, r"Own.losses gave Tensor of shape \(3,\) for 'a'; return"),
+    (lambda x: dict(a=x.mean(), b=None), {}, r"Own.losses gave NoneType for 'b'"),
+    (lambda x: dict(a=x.detach().mean(), b=2.), {}, r"Own.losses gave nothing that depends on the network \(a, b\)"),
+    (lambda x: {}, {}, r"nothing that depends on the network \(no loss\)"),
+    (lambda x: dict(a=x.mean()), dict(a="1"), r"Own.loss_weights gave str for 'a'"),
+    (lambda x: dict(a=x.mean()), [1.], r"Own.loss_weights gave list; return a dictionary")])
+def test_losses_that_cannot_be_trained_on_are_named(losses, weights, message):
+    class Own(Method):
+        def features(self, batch): return self.encoder(batch.images)
+        def losses(self, features, batch): return losses(features)
+        def loss_weights(self): return weights
+    method = Own(linear := nn.Linear(2, 2))
+    before = linear.weight.clone()
+    batch = Batch(torch.ones(3, 2), *[torch.zeros(3)]*5, seed=0, step=0, lr=.1)
+    optimiser = torch.optim.SGD(method.encoder.parameters(), lr=.1)
+    with pytest.raises(ConfigError, match=message): train_step(method, batch, (optimiser,), 5.)
+    assert linear.weight.equal(before)
+
+
+def test_weights_of_losses_may_be_numbers_of_any_kind():
+    class Own(Method):
+        def features(self, batch): return self.encoder(batch.images)
+        def losses(self, features, batch): return dict(a=features.mean(), b=features.sum(), c=1)
+        def loss_weights(self): return dict(a=np.float32(2), b=torch.tensor(.5))
+    method = Own(nn.Linear(2, 2))
+    batch = Batch(torch.ones(3, 2), *[torch.zeros(3)]*5, seed=0, step=0, lr=.1)
+    values = train_step(method, batch, (torch.optim.SGD(method.encoder.parameters(), lr=.1),), 5.)
+    assert float(values["loss"]) == pytest.approx(2*float(values["a"]) + .5*float(values["b"]) + 1)
+
+
 def test_srmos_state_is_returned_after_a_meta_step_only(monkeypatch):
     from upl_reid.methods import upl
     method = UPL(build_encoder("micro", SIZE, 8), meta=(None, [0, 1], None))

@@ -199,7 +199,8 @@ def check_directions(
     zero = int((as_tensor(points) == 0).all(1).sum())
     if len(points) - zero > 1: return points
     raise DataError(f"{zero} of {len(points)} images are the only image or track of their camera, or copies of it, and "
-                    "nothing is left of them without their camera's mean; set center=False (and normalize=False)")
+                    "nothing is left of them without their camera's mean; give the place as camera and not the "
+                    "picture, or none (an empty camid); in Python, set center=False (and normalize=False)")
 
 def without_cameras(
     features, # (N, d)

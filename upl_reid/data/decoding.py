@@ -24,7 +24,7 @@ warnings.filterwarnings("ignore", ".*corrupt EXIF data", module=r"PIL\.") # name
 def upright_rgb(
     image: Image.Image, # as opened
 ) -> Image.Image: # RGB
-    """A picture turned by its EXIF orientation, in 8-bit RGB; of 16 bits the upper 8 are kept.
+    """A picture turned by its EXIF orientation, in 8-bit RGB, on white; of 16 bits the upper 8 are kept.
 
     What comes out has no orientation any more, so doing it twice is as doing it once. Raises `ValueError` for a picture
     that is empty, too large, made of floats, or made of 32-bit numbers that come from no file."""
@@ -40,7 +40,8 @@ def upright_rgb(
     except Exception: turn = None                           # damaged EXIF data tells no orientation
     if turn: image = image.transpose(Image.Transpose[turn])
     if image.mode.startswith("I"): image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info: image = image.convert("RGBA")    # else PIL warns
+    if image.has_transparency_data: # the colours below a transparent part are not meant to be seen
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = image.convert("RGB")                            # always a copy
     image.info = {}                                         # where EXIF and XMP say how to turn it
     return image

@@ -174,6 +174,7 @@ def check_header(
     lower, remedy = [name.lower() for name in header], f"its first line names columns out of {','.join(COLUMNS)}"
     hint = "; write their names in lower case" if lower != header and {"path"} <= {*lower} <= {*COLUMNS} else ""
     if "" in header and {*header} - {""} <= {*used}: hint = "; remove the column without a name"
+    if path.name == "images.csv": hint += "; if it is no table of the pictures in its folder, rename it"
     shown = printable_text(",".join(header)) or "(none)"
     raise DataError(f"{path} has the columns {shown}; {remedy}, path at least{hint}")
 

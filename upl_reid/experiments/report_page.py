@@ -6,8 +6,8 @@
 __all__ = ['TABLES', 'PAPERS', 'NOTEBOOKS', 'TIMED', 'REPORTS', 'MAIN', 'report_names', 'in_order', 'notebook_path',
            'find_notebook', 'is_number', 'embed_picture', 'anchor_of', 'ReportRenderer', 'align_numbers', 'table_cell',
            'table_box', 'to_html', 'split_report', 'provenance_value', 'notebook_of', 'files_of', 'report_section',
-           'count_verdicts', 'first_words', 'main_rows', 'reports_page', 'check_notebooks', 'execute_notebook',
-           'make_reports']
+           'count_verdicts', 'first_words', 'main_rows', 'reports_page', 'check_notebooks', 'page_folders',
+           'execute_notebook', 'make_reports']
 
 # %% ../../nbs/experiments/90_report_page.ipynb #fccf078a
 import base64, csv, html, mimetypes, re, sys, time
@@ -129,7 +129,8 @@ class ReportRenderer(mistune.HTMLRenderer):
     def link(self, text, url, title=None):
         report = re.fullmatch(r"(\w+)\.md", url)
         if report and (self.folder/url).exists(): url = f"#{anchor_of(self.name.rpartition('/')[0], report[1])}"
-        return super().link(text, re.sub(r"^(\.\./)+nbs/(.+)\.ipynb", r"../_site/nbs/\2.html", url), title)
+        up = "../"*(3 if "local" in self.folder.parts[-3:] else 1)           # from the page to the project's root
+        return super().link(text, re.sub(r"^(\.\./)+nbs/(.+)\.ipynb", rf"{up}_site/nbs/\2.html", url), title)
 
 # %% ../../nbs/experiments/90_report_page.ipynb #9da2b57e
 def align_numbers(
@@ -296,37 +297,48 @@ def check_notebooks(
                               "leave it out, or run the others with --only")
 
 # %% ../../nbs/experiments/90_report_page.ipynb #6ab9ab52
+def page_folders(
+    notebook, # executed
+    root: Path, # of the project
+) -> set: # reports/, or folders in reports/local/
+    "The folders whose pages show what a notebook has written: each report is told in a line `report: FILE`."
+    told = "".join(o["text"] for c in notebook.cells for o in c.get("outputs", ()) if o["output_type"] == "stream")
+    files = [Path(name).parts for name in re.findall(r"^report: (.+?)\.md\b", told, re.M)]
+    return {root.joinpath(*parts[:3 if parts[1] == "local" else 1]) for parts in files} or {root/"reports"}
+
 def execute_notebook(
     name: str, # without .ipynb
     root: Path, # of the project
     parameters: dict, # of the notebook
     left: list, # names that are not done yet, for the message
-) -> None:
+) -> set: # of `page_folders`
     "Run one notebook; its log is reports/NAME.ipynb. Raises `RunError` naming it if it fails."
     source, log = root/find_notebook(name, root), root/"reports"/f"{name}.ipynb"
     started = time.perf_counter()
     log.parent.mkdir(parents=True, exist_ok=True)
-    try: papermill.execute_notebook(source, log, parameters, kernel_name="python3", cwd=root, progress_bar=False)
+    how = dict(kernel_name="python3", cwd=root, progress_bar=False)
+    try: done = papermill.execute_notebook(source, log, parameters, **how)
     except (PapermillExecutionError, DeadKernelError) as e:
         why = f"{e.ename}: {e.evalue}" if isinstance(e, PapermillExecutionError) else str(e)
         remedy = f"see reports/{name}.ipynb, and go on with --only {','.join(left)}"
         raise RunError(f"the notebook {name!r} failed ({why}); {remedy}") from e
     print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+    return page_folders(done, root)
 
 # %% ../../nbs/experiments/90_report_page.ipynb #af58974a
 def make_reports(
     names: tuple = NOTEBOOKS, # of notebooks, without .ipynb; none: only the page
     parameters: dict | None = None, # for each of them: preset, seeds, device, source, source_root, ...
     jobs: int = 1, # notebooks at a time; more than one pays when the runs are already in the store
-) -> Path: # of the page
-    "Run notebooks and write reports/index.html. Raises `RunError` if a notebook fails; the page is then as before."
+) -> list: # of pages: reports/index.html, or those of the folders in reports/local/ where the reports went
+    "Run notebooks and write the pages that show them. Raises `RunError` if a notebook fails; they are then as before."
     root, parameters, left = project_root(), parameters or {}, list(names)
-    failed: list = []
+    failed, folders = list[str](), set[Path]()
     check_notebooks(names, root, parameters)
     if jobs < 1: raise ConfigError(f"jobs={jobs}: at least one notebook at a time")
     def run(name):
         if failed: return                           # the thread that failed would take the next
-        try: execute_notebook(name, root, parameters, left)
+        try: folders.update(execute_notebook(name, root, parameters, left))
         except RunError: failed.append(name); raise
         left.remove(name)
     beside = [name for name in names if jobs > 1 and name not in TIMED]
@@ -336,4 +348,4 @@ def make_reports(
         finally: pool.shutdown(cancel_futures=True)    # after a failure or Ctrl-C no further notebook begins
     for name in names:
         if name not in beside: run(name)
-    return write_atomic(root/"reports"/"index.html", reports_page(root/"reports"))
+    return [write_atomic(folder/"index.html", reports_page(folder)) for folder in sorted(folders or {root/"reports"})]

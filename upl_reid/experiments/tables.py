@@ -7,11 +7,11 @@ __all__ = ['INTERACTIVE', 'PARAMETERS', 'OPTIONAL', 'MEASURES', 'check_parameter
            'TableOrigin', 'TableRuns', 'TableStarts', 'Table', 'open_table', 'transfers_of', 'target_roots', 'table_of',
            'collect_runs', 'mean_and_std', 'measured_values', 'published_order', 'tabulate_runs', 'draw_seeds',
            'compare_map', 'in_words', 'differences_to_full', 'add_differences', 'method_rows', 'outside_rows',
-           'training_inputs', 'setting_name', 'describe_rows', 'rate_in_words', 'set_in_words', 'budget_in_words',
-           'Evaluation', 'plain_run', 'rank_again', 'evaluate_again', 'rows_of_direction', 'place_of_full',
-           'share_in_words', 'rank_in_words', 'standing_in_words', 'evidence_in_words', 'one_direction', 'both_counts',
-           'images_per_pair', 'explain_total', 'started_from', 'all_runs', 'time_in_words', 'seeds_in_words',
-           'session_rows', 'provenance_table', 'write_report', 'to_markdown']
+           'rows_missing', 'training_inputs', 'setting_name', 'describe_rows', 'rate_in_words', 'set_in_words',
+           'budget_in_words', 'Evaluation', 'plain_run', 'rank_again', 'evaluate_again', 'rows_of_direction',
+           'place_of_full', 'share_in_words', 'rank_in_words', 'standing_in_words', 'evidence_in_words',
+           'one_direction', 'both_counts', 'images_per_pair', 'explain_total', 'started_from', 'all_runs',
+           'time_in_words', 'seeds_in_words', 'session_rows', 'provenance_table', 'write_report', 'to_markdown']
 
 # %% ../../nbs/experiments/30_tables.ipynb #cb27accf
 import itertools, tempfile, time
@@ -184,7 +184,9 @@ class Table(TableStarts):
         "Write the report (title, figure, parts, provenance) to the place that `report_folder` gives."
         origin = provenance_table(runs, time.perf_counter() - self.started, self.preset)
         picture = [f"![{caption}]({Path(name).name}.png)"] if figure is not None else []
-        text = "\n\n".join([f"# {title}", *picture, *parts, "## Provenance", origin])
+        told = rows_missing(all_runs(runs))
+        text = "\n\n".join([f"# {title}", *picture, *told, *parts, "## Provenance", origin])
+        if told: print(*told)
         write_report(name, self.reports, text, numbers, figure, made=self.made, runs=runs)
         return origin
 
@@ -408,6 +410,14 @@ def outside_rows() -> dict: # row name -> (method, {}), for `Table.runs`
     "A row for each method from outside the package: of a plugin or an installed package."
     return {name: (name, {}) for name, cls in load_methods().items()
             if is_outside(cls) and cls.__module__ != "__main__"}
+
+def rows_missing(
+    runs: Iterable[Run], # that a report shows
+) -> list: # of at most one sentence
+    "What to tell of methods from outside the package that a report has no row for."
+    lacks = sorted(outside_rows().keys() - {r.config.method for r in runs})
+    if not lacks: return []
+    return [f"No row here is of {', '.join(lacks)}: this report shows a fixed list of methods."]
 
 def training_inputs(
     cls: type[Method], # of a method

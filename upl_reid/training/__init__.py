@@ -11,6 +11,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "share_bodies", "sum_gradients", "all_mean", "average_tensors", "check_agreement"],
     "loop": ["embed_bank", "pack_optimiser", "unpack_optimiser", "pack_labels", "unpack_labels",
         "make_round_optimiser", "pack_state", "unpack_state", "check_features", "make_labels", "set_rates",
-        "make_batch", "train_step", "broken_step", "sum_values", "run_epoch", "TrainingState", "TrainingRounds",
-        "Training", "fit", "pretrain", "target_links", "check_answering", "adapt"],
+        "make_batch", "check_losses", "train_step", "broken_step", "sum_values", "run_epoch", "TrainingState",
+        "TrainingRounds", "Training", "fit", "pretrain", "target_links", "check_answering", "adapt"],
 })

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['embed_bank', 'pack_optimiser', 'unpack_optimiser', 'pack_labels', 'unpack_labels', 'make_round_optimiser',
-           'pack_state', 'unpack_state', 'check_features', 'make_labels', 'set_rates', 'make_batch', 'train_step',
-           'broken_step', 'sum_values', 'run_epoch', 'TrainingState', 'TrainingRounds', 'Training', 'fit', 'pretrain',
-           'target_links', 'check_answering', 'adapt']
+           'pack_state', 'unpack_state', 'check_features', 'make_labels', 'set_rates', 'make_batch', 'check_losses',
+           'train_step', 'broken_step', 'sum_values', 'run_epoch', 'TrainingState', 'TrainingRounds', 'Training', 'fit',
+           'pretrain', 'target_links', 'check_answering', 'adapt']
 
 # %% ../../nbs/training/20_loop.ipynb #9dff4447
 import re, time
 from dataclasses import replace
+from numbers import Real
 from typing import Any, Callable
 
 import numpy as np
@@ -191,6 +192,24 @@ def make_batch(
     return Batch(images, index, *given, **numbers, second=second)
 
 # %% ../../nbs/training/20_loop.ipynb #f441f892
+def check_losses(
+    method: Method, # that gave them
+    losses, # of `Method.losses`
+    weights, # of `Method.loss_weights`
+):
+    "Raises `ConfigError` unless losses are named scalars that can be trained on, and their weights numbers."
+    who, one = type(method).__name__, lambda v: isinstance(v, Real) or isinstance(v, Tensor) and v.numel() == 1
+    form = "return a dictionary of names and scalar tensors"
+    for what, given in (("losses", losses), ("loss_weights", weights)):
+        if not isinstance(given, dict): raise ConfigError(f"{who}.{what} gave {type(given).__name__}; {form}")
+        for name, value in given.items():
+            if one(value): continue
+            shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+            raise ConfigError(f"{who}.{what} gave {type(value).__name__}{shape} for {name!r}; {form}")
+    if not any(isinstance(v, Tensor) and v.requires_grad for v in losses.values()):
+        raise ConfigError(f"{who}.losses gave nothing that depends on the network ({', '.join(losses) or 'no loss'}); "
+                          f"{form} made from the features")
+
 def train_step(
     method: Method, # trained in place
     batch: Batch, # of this step
@@ -200,6 +219,7 @@ def train_step(
     "One step of the inner loop of Algorithm 1."
     method.before_step(batch)
     losses, weights = method.losses(method.features(batch), batch), method.loss_weights()
+    check_losses(method, losses, weights)
     total: Tensor = sum(weights.get(k, 1.)*v for k, v in losses.items())
     for o in optimisers: o.zero_grad(set_to_none=True)
     total.backward()
