@@ -311,3 +311,10 @@ def test_a_report_says_which_methods_of_ones_own_it_has_no_row_of(monkeypatch):
     assert "mine, yours:" in tables.rows_missing([])[0]
     monkeypatch.setattr(tables, "outside_rows", dict)
     assert tables.rows_missing([run("dbscan")]) == []
+
+
+@pytest.mark.parametrize("text, message", [("[1]", r"grid='\[1\]' is no JSON object"), ("{a: 1}", r"is no JSON \("),
+                                           ("3", "no JSON object")])
+def test_a_parameter_that_is_an_object(text, message):
+    assert tables.parse_object("grid", "") == {} and tables.parse_object("grid", '{"a": [1, 2.5]}') == {"a": [1, 2.5]}
+    with pytest.raises(ConfigError, match=message): tables.parse_object("grid", text)

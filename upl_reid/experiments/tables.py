@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['INTERACTIVE', 'PARAMETERS', 'OPTIONAL', 'MEASURES', 'check_parameters', 'coerce_parameter', 'TableSettings',
-           'TableOrigin', 'TableRuns', 'TableStarts', 'Table', 'open_table', 'transfers_of', 'target_roots', 'table_of',
-           'collect_runs', 'mean_and_std', 'measured_values', 'published_order', 'tabulate_runs', 'draw_seeds',
-           'compare_map', 'in_words', 'differences_to_full', 'add_differences', 'method_rows', 'outside_rows',
-           'rows_missing', 'training_inputs', 'setting_name', 'describe_rows', 'rate_in_words', 'set_in_words',
-           'budget_in_words', 'Evaluation', 'plain_run', 'rank_again', 'evaluate_again', 'rows_of_direction',
-           'place_of_full', 'share_in_words', 'rank_in_words', 'standing_in_words', 'evidence_in_words',
-           'one_direction', 'both_counts', 'images_per_pair', 'explain_total', 'started_from', 'all_runs',
-           'time_in_words', 'seeds_in_words', 'session_rows', 'provenance_table', 'write_report', 'to_markdown']
+           'TableOrigin', 'TableRuns', 'TableStarts', 'Table', 'parse_object', 'open_table', 'transfers_of',
+           'target_roots', 'table_of', 'collect_runs', 'mean_and_std', 'measured_values', 'published_order',
+           'tabulate_runs', 'draw_seeds', 'compare_map', 'in_words', 'differences_to_full', 'add_differences',
+           'method_rows', 'outside_rows', 'rows_missing', 'training_inputs', 'setting_name', 'describe_rows',
+           'rate_in_words', 'set_in_words', 'budget_in_words', 'Evaluation', 'plain_run', 'rank_again',
+           'evaluate_again', 'rows_of_direction', 'place_of_full', 'share_in_words', 'rank_in_words',
+           'standing_in_words', 'evidence_in_words', 'one_direction', 'both_counts', 'images_per_pair', 'explain_total',
+           'started_from', 'all_runs', 'time_in_words', 'seeds_in_words', 'session_rows', 'provenance_table',
+           'write_report', 'to_markdown']
 
 # %% ../../nbs/experiments/30_tables.ipynb #cb27accf
-import itertools, tempfile, time
+import itertools, json, tempfile, time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -191,6 +192,16 @@ class Table(TableStarts):
         return origin
 
 # %% ../../nbs/experiments/30_tables.ipynb #42d7f8d2
+def parse_object(
+    name: str, # of the parameter, for the message
+    text: str, # JSON; empty: no names
+) -> dict:
+    "A parameter that is a JSON object, as papermill passes it. Raises `ConfigError` for other text."
+    try: found = json.loads(text or "{}")
+    except json.JSONDecodeError as e: raise ConfigError(f"{name}={text!r} is no JSON ({e})") from None
+    if isinstance(found, dict): return found
+    raise ConfigError(f'{name}={text!r} is no JSON object; write it as in {{"center": true}}')
+
 def open_table(
     space: dict, # globals() of the notebook after the parameters cell
     before: set, # names that existed before it: set(globals())

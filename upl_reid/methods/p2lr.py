@@ -99,7 +99,7 @@ def selection_threshold(
     labels, # (N,) ids, -1: no label, not counted
     fraction: float, # share of the labelled images to use, 0..1
 ): # scalar of the same kind as `uncertainty`
-    """The age beta (P2LR Eq. 9): as many labels as asked for have at most this uncertainty, from two clusters at least.
+    """The threshold beta (P2LR Eq. 9): as many labels as asked for are at most as uncertain, of two clusters at least.
 
     Raises `ConfigError`, `DataError`."""
     u, y = (as_tensor(to_numpy(v)) for v in (uncertainty, labels))
