@@ -13,10 +13,11 @@ from upl_reid.experiments.label_analysis import camera_rate, finished_runs, pack
 from upl_reid.experiments.records import (archived_runs, ArchivedRun, keep_records, local_folder, may_replace,
     merge_rows, noted, pack, read_archive, read_setting, record_of, RECORDS, report_folder, ReportSetting,
     setting_in_text, stored_runs, unpack, write_setting)
-from upl_reid.experiments.runs import (features_to_rank, get_run, open_domain, plain_scores, Run, score_retrieval,
-    WAYS_TO_RANK)
+from upl_reid.experiments.runs import (features_to_rank, get_run, open_domain, plain_scores, present_code, Run,
+    score_retrieval, WAYS_TO_RANK)
 from upl_reid.experiments.tables import (add_differences, open_table, provenance_table, rank_again,
     tabulate_runs, write_report)
+from upl_reid.training.method import Method, METHODS, register
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAME = pd.DataFrame(dict(a=[1]))
@@ -359,3 +360,26 @@ def test_the_command_merges_files_and_names_a_missing_one(tmp_path, monkeypatch,
     assert main(["records", str(keep)]) == 0 and "1 run in" in capsys.readouterr().out
     assert set(read_archive(tmp_path/"runs"/RECORDS)) == {run.id}
     assert main(["records", str(tmp_path/"none.sqlite")]) == 1 and "none.sqlite" in capsys.readouterr().err
+
+
+def test_changed_code_is_told_of_runs_from_records_and_in_the_report(tmp_path, capsys):
+    store = tmp_path/"runs"
+    make = lambda version: type("Outside", (Method,), dict(trains=False, __module__="somewhere", version=version))
+    config = lambda: RunConfig("tiny", "plaza", "campus", "outside")
+    try:
+        register("outside")(make(1))
+        run = get_run(config(), store=store, device="cpu", progress=False)
+        merge_rows(tmp_path/RECORDS, [record_of(run)])
+        read = lambda: archived_runs([config()], [tmp_path/RECORDS], None, store)[0]
+        capsys.readouterr()
+        told = provenance_table([read()], 1.)
+        assert capsys.readouterr().err == "" and f"| code of outside | {run.code_digests[0]} |" in told
+        METHODS["outside"] = make(2)
+        changed = read()
+        assert "the code of method 'outside' has changed since" in capsys.readouterr().err
+        now = present_code(config())["digest"]
+        assert f"| code of outside | {run.code_digests[0]}; now it is {now} |" in provenance_table([changed], 1.)
+        changed.row["environments"] = json.dumps([{k: v for k, v in at.items() if k != "code"}
+                                                  for at in changed.environments])
+        assert f"| code of outside | not stored; now it is {now} |" in provenance_table([changed], 1.)
+    finally: METHODS.pop("outside", None)

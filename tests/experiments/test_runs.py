@@ -409,6 +409,7 @@ def test_changed_code_of_a_method_is_told_and_again_replaces_the_run(tmp_path, c
         first = get()
         code, = json.loads((first.path/"code.json").read_text())
         assert code["classes"] == {"somewhere.Outside": "trains = False\nversion = 1"}
+        assert first.code_digests == [at["code"] for at in first.environments] == [code["digest"]]
         METHODS["outside"] = outside(version=1)                 # the same text in another session
         capsys.readouterr()
         assert get().metrics == first.metrics and capsys.readouterr().err == ""

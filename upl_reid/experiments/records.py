@@ -22,7 +22,7 @@ from torch import nn
 
 from ..core import ConfigError, project_root, read_rows, RunError, write_atomic
 from .config import FORMAT2_NETWORKS, NETWORK, present_names, PRESETS, RunConfig
-from .runs import Run, run_paths, waiting_lock
+from .runs import Run, run_paths, say_notice, waiting_lock
 from .workers import get_runs
 
 # %% ../../nbs/experiments/25_records.ipynb #85f702d8
@@ -265,6 +265,9 @@ class ArchivedRun(Run):
     @property
     def environments(self) -> list: return json.loads(self.row["environments"])
 
+    @property
+    def code_digests(self) -> list: return [at["code"] for at in self.environments if "code" in at]
+
     def lacks(self, what: str) -> RunError:
         place = shown_path(self.archive)
         return RunError(f"{self} is read from {place}, which has no {what}; write the record again with `upl-reid "
@@ -304,7 +307,9 @@ def archived_runs(
         places = " or ".join(map(shown_path, archives))
         raise RunError(f"{len(missing)} of {len(configs)} runs are not in {places}, such as {missing[0]}; "
                        "run without -p records true to train them")
-    return [ArchivedRun(c, *rows[name]) for c, name in zip(configs, names)]
+    found = [ArchivedRun(c, *rows[name]) for c, name in zip(configs, names)]
+    for run in found: say_notice(run)
+    return found
 
 # %% ../../nbs/experiments/25_records.ipynb #80a95545
 def stored_runs(
@@ -318,6 +323,7 @@ def stored_runs(
     known, paths = read_archive(store/RECORDS), run_paths(configs, roots, store)
     light = [c for c, path in paths.items() if path.name in known and not (path/"metrics.json").exists()]
     found: dict = {c: ArchivedRun(c, store/RECORDS, known[paths[c].name]) for c in light}
+    for run in found.values(): say_notice(run)
     rest = [c for c in paths if c not in found]
     needed = {"weights", "start", "answers", *(name for c in rest for name in (c.source, c.target))}
     given = {name: root for name, root in (roots or {}).items() if name in needed}

@@ -307,6 +307,11 @@ class Run(RunRounds):
         "One entry for each session that worked on it."
         return json.loads((self.path/"environment.json").read_text())
 
+    @property
+    def code_digests(self) -> list:
+        "Of the code that it was trained by, for a method from outside the package; one for each change of it."
+        return [code["digest"] for code in stored_code(self.path)]
+
     def test_features(self) -> dict: # query (Q, d) and gallery (G, d), float32, unit length
         "Features of the target's test images."
         return read_tensors(self.path/"test.safetensors")[0]
@@ -862,22 +867,20 @@ def stored_code(
 
 # %% ../../nbs/experiments/10_runs.ipynb #a3abc8be
 def code_notice(
-    config: RunConfig, # of the run
-    path: Path, # its folder
+    run: Run, # finished or not
 ) -> str: # empty if nothing is to be said
     "Says in one line that a run's stored code is not the present code of its method."
-    now, then = present_code(config), stored_code(path)
-    if not now or then and all(code["digest"] == now["digest"] for code in then): return ""
-    what = (f"the code of method {config.method!r} has changed since this run was trained" if then else
-            f"this run was stored without the code of method {config.method!r}, so a change of it cannot be seen")
-    return f"{config}: {what}; again=True trains it anew (run {path.name})"
+    now, then, method = present_code(run.config), run.code_digests, run.config.method
+    if not now or then and {*then} == {now["digest"]}: return ""
+    what = (f"the code of method {method!r} has changed since this run was trained" if then else
+            f"this run was stored without the code of method {method!r}, so a change of it cannot be seen")
+    return f"{run.config}: {what}; again=True trains it anew (run {run.id})"
 
 def say_notice(
-    config: RunConfig, # of the run
-    path: Path, # its folder
+    run: Run, # finished or not
 ):
     "Print `code_notice` on standard error; of several processes, the first one prints."
-    notice = code_notice(config, path) if process_rank() == 0 else ""
+    notice = code_notice(run) if process_rank() == 0 else ""
     if notice: print(notice, file=sys.stderr, flush=True)
 
 # %% ../../nbs/experiments/10_runs.ipynb #28676bcd
@@ -960,12 +963,13 @@ def begin_session(
         remedy = "point UPL_REID_RUNS at a folder that can be written to"
         raise RunError(f"cannot make {path} ({e.strerror}); {remedy}") from e
     for left in path.rglob(".*.part"): left.unlink(missing_ok=True) # of a process that was killed while it wrote
-    if (path/"checkpoint.safetensors").exists(): say_notice(config, path)
+    if (path/"checkpoint.safetensors").exists(): say_notice(Run(config, path))
     write_atomic(path/"config.json", json.dumps(config.stated, indent=1))
     file = path/"environment.json"
     sessions = json.loads(file.read_text()) if file.exists() else []
-    write_atomic(file, json.dumps([*sessions, describe_environment(device)], indent=1))
     code, codes = present_code(config), stored_code(path)
+    own = dict(code=code["digest"]) if code else {}
+    write_atomic(file, json.dumps([*sessions, describe_environment(device) | own], indent=1))
     if code and code not in codes: write_atomic(path/"code.json", json.dumps([*codes, code], indent=1))
 
 # %% ../../nbs/experiments/10_runs.ipynb #c4166f75
@@ -1007,8 +1011,8 @@ def found_run(
     if not all_true((path/"metrics.json").exists()): return None
     if process_rank() == 0 and (path/"checkpoint.safetensors").exists() and os.access(path, os.W_OK):
         (path/"checkpoint.safetensors").unlink(missing_ok=True)     # of a process that was killed at the very end
-    say_notice(config, path)
-    return Run(config, path)
+    say_notice(run := Run(config, path))
+    return run
 
 # %% ../../nbs/experiments/10_runs.ipynb #fab88e36
 def get_run(

@@ -11,8 +11,8 @@ __all__ = ['INTERACTIVE', 'PARAMETERS', 'OPTIONAL', 'MEASURES', 'check_parameter
            'rate_in_words', 'set_in_words', 'budget_in_words', 'Evaluation', 'plain_run', 'rank_again',
            'evaluate_again', 'rows_of_direction', 'place_of_full', 'share_in_words', 'rank_in_words',
            'standing_in_words', 'evidence_in_words', 'one_direction', 'both_counts', 'images_per_pair', 'explain_total',
-           'started_from', 'all_runs', 'time_in_words', 'seeds_in_words', 'session_rows', 'provenance_table',
-           'write_report', 'to_markdown']
+           'started_from', 'all_runs', 'time_in_words', 'seeds_in_words', 'session_rows', 'code_rows',
+           'provenance_table', 'write_report', 'to_markdown']
 
 # %% ../../nbs/experiments/30_tables.ipynb #cb27accf
 import itertools, json, tempfile, time
@@ -35,7 +35,7 @@ from upl_reid.experiments.config import (is_outside, load_methods, load_plugins,
 from .records import (archived_runs, ArchivedRun, keep_records, local_folder, noted, place_in_words,
     RECORDS, related_runs, report_folder, ReportSetting, shown_path, stored_runs, write_setting)
 from .runs import (describe_environment, draw_network, features_to_rank, open_domain,
-    plain_scores, pretraining_configs, Run, run_paths, score_retrieval, store_root)
+    plain_scores, present_code, pretraining_configs, Run, run_paths, score_retrieval, store_root)
 from .workers import get_runs
 from ..training.method import Budget, Method
 
@@ -745,6 +745,18 @@ def session_rows(
     return {"commit": distinct("commit") + changed, "hardware": distinct("hardware"), "packages": ", ".join(packages)}
 
 # %% ../../nbs/experiments/30_tables.ipynb #9ad396d8
+def code_rows(
+    runs: list, # of Run, each once
+) -> dict: # "code of METHOD" -> text, for methods from outside the package
+    "By which code the runs of one's own methods were trained, and whether it is the present one."
+    rows = {}
+    for method in sorted({r.config.method for r in runs if present_code(r.config)}):
+        own = [r for r in runs if r.config.method == method]
+        now = present_code(own[0].config)["digest"]
+        then = sorted({digest for r in own for digest in r.code_digests or ["not stored"]})
+        rows[f"code of {method}"] = ", ".join(then) + ("" if then == [now] else f"; now it is {now}")
+    return rows
+
 def provenance_table(
     runs: list, # of Run that the report is made of; empty if it needs none
     seconds: float, # wall time of the notebook
@@ -759,7 +771,8 @@ def provenance_table(
     network = {", ".join(f"{k} {v}" for k, v in r.config.own_network.items()) for r in runs} - {""}
     rows = {"preset": ", ".join(sorted({r.config.preset for r in runs} or {preset})),
             **({"network": "; ".join(sorted(network))} if network else {}),
-            "seeds": seeds, **session_rows(sessions), "time": time_in_words(runs, seconds), "peak memory": memory,
+            "seeds": seeds, **session_rows(sessions), **code_rows(runs),
+            "time": time_in_words(runs, seconds), "peak memory": memory,
             "runs": ", ".join(r.id for r in runs) or "none: nothing was trained for this report"}
     if not runs: rows = {k: v for k, v in rows.items() if k not in ("seeds", "peak memory")}
     return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())])
