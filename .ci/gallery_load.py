@@ -80,8 +80,8 @@ def report(home, address, a):
     names, seconds, wrong, failed = measure(address, a)
     with open_gallery(address) as gallery: there = gallery.paths
     lost, extra = len(names - set(there)), len(there) - len(names & set(there))
-    print(f"{home}: {len(there):,} vectors of {a.dim} dimensions after {a.seconds:g} s; lost {lost}, "
-          f"not removed or twice {extra}, wrong lists {wrong}, failed processes {failed}")
+    print(f"{home}: {len(there):,} vectors of {a.dim} dimensions after {a.seconds:g} s; entries lost: "
+          f"{lost}, still there or twice: {extra}; wrong result lists: {wrong}; failed processes: {failed}")
     for kind, took in seconds.items():
         ms = 1000*np.array(took or [np.nan])
         print(f"  {kind}: {len(took):,} steps, median {np.median(ms):.0f} ms, 95 % below "

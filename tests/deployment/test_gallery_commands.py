@@ -230,7 +230,7 @@ def test_a_load_of_writers_and_searchers_loses_nothing(capsys):
     spec.loader.exec_module(load)
     assert load.main(["--seconds", "2", "--writers", "2", "--searchers", "2", "--dim", "16"])
     out = capsys.readouterr().out
-    assert out.count("lost 0, not removed or twice 0, wrong lists 0, failed processes 0") == 2
+    assert out.count("entries lost: 0, still there or twice: 0; wrong result lists: 0; failed processes: 0") == 2
     assert out.count("search: ") == 2
 
 

@@ -116,14 +116,14 @@ PLACE = dict(source="a", target="b", full=78., direct=30., oracle=80., baseline=
 
 
 @pytest.mark.parametrize("change, said, unsaid", [
-    ({}, ["96 % of the way", "oracle - 3: holds", "baseline + 5: holds", "upl is the best"],
+    ({}, ["96 % of the way", "oracle - 3: holds", "baseline + 5: holds", "upl has the highest"],
      ["short", "above the oracle"]),
     (dict(full=77.), ["oracle - 3: holds"], []),
     (dict(full=76.9), ["oracle - 3: does not hold, 0.1 mAP short"], ["oracle - 3: holds"]),
     (dict(best=73.1), ["baseline + 5: does not hold, 0.1 mAP short"], ["above the oracle"]),
     (dict(best=76.), ["asks for a model above the oracle", "lie 4.0 mAP"], []),
     (dict(direct=80.), ["no way to measure"], ["% of the way"]),
-    (dict(above=["p", "q"]), ["p; q are above upl"], ["upl is the best"])])
+    (dict(above=["p", "q"]), ["p; q have a higher mean mAP than upl"], ["upl has the highest"])])
 def test_words_follow_the_numbers(change, said, unsaid):
     words = standing_in_words({**PLACE, **change})
     for part in said: assert part in words

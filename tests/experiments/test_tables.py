@@ -82,7 +82,7 @@ def test_compare_is_the_paired_difference_over_runs_and_people(tmp_path):
 
 def test_words_follow_the_interval():
     one_seed = in_words("a", "b", (3., 1., 5.), 1)
-    assert ": evidence of a difference between these two trained models; another seed" in one_seed
+    assert ": evidence of a difference between these two models; another seed" in one_seed
     assert "above" in one_seed
     three_seeds = in_words("a", "b", (-3., -5., -1.), 3)
     assert three_seeds.endswith(": evidence of a difference.") and "3 seeds" in three_seeds

@@ -507,11 +507,11 @@ def best_in_words(
     "What choosing the best round by the test is worth, and where the learning would stop, over seeds."
     found = [best_round(curve) for curve in curves]
     stops = [f["converged"] for f in found]
-    where = ", ".join("of the last round" if np.isnan(s) else f"after {s:g} epochs" for s in stops)
+    where = ", ".join("all" if np.isnan(s) else f"{s:g}" for s in stops)
     gains = ", ".join(f"{f['gain']:.1f}" for f in found)
-    each = ", a number for each seed" if len(found) > 1 else ""
+    each = " (a number for each seed)" if len(found) > 1 else ""
     return (f"The best round of {row} is {gains} mAP above the last one{each}; to choose it takes the test's "
-            f"identities. A training that stops where this mAP first falls keeps the model {where}.")
+            f"identities. A training that stops where this mAP first falls would end after {where} epochs{each}.")
 
 # %% ../../nbs/experiments/65_figures.ipynb #71ebd68c
 def spread_rows(
@@ -560,9 +560,10 @@ def cluster_line(
 ) -> tuple: # for `draw_pictures`
     "A line of pictures of one cluster by rising value; green frames: the cluster's most frequent person."
     rows = members[spread_rows(values[members], wide)]
-    pids, count = np.unique(split.pids[members], return_counts=True)
-    person = pids[count.argmax()]
-    return (f"{title}: {len(members)} images, {100*count.max()/len(members):.0f} % of one person", rows,
+    person = most_frequent(split.pids[members])
+    share = lambda ids: f"{100*(ids[members] == most_frequent(ids[members])).mean():.0f} %"
+    return (f"{title}: {len(members)} images, {share(split.pids)} of one person, {share(split.camids)} of one camera",
+            rows,
             [f"{values[i]:.2f}" for i in rows], [RIGHT if split.pids[i] == person else WRONG for i in rows])
 
 # %% ../../nbs/experiments/65_figures.ipynb #112359d8
@@ -586,7 +587,8 @@ def draw_clusters(
         people = people or [most_frequent(split.pids[y == k]) for k in chosen]
         for k in chosen:
             members = np.flatnonzero(y == k)
-            lines.append(cluster_line(f"{run.config.method} after {epoch} epochs", members, values, split, wide))
+            title = f"{run.config.method}, cluster {k} after {epoch} epochs"
+            lines.append(cluster_line(title, members, values, split, wide))
             numbers += [dict(epoch=epoch, cluster=k, image=split.paths[i].name, pid=split.pids[i], value=values[i],
                              run=run.id) for i in members]
     return Drawn(draw_pictures(lines, split, wide), pd.DataFrame(numbers), [f"{title}." for title, *_ in lines])
@@ -643,7 +645,7 @@ def draw_rankings(
 ) -> Drawn:
     "The first images that each run finds for some queries; green frames for the query's person, red for others."
     features = {row: run.test_features() for row, run in runs.items()}
-    lines, numbers, hits = [], [], dict.fromkeys(runs, 0)
+    lines, numbers, hits, seen = [], [], dict.fromkeys(runs, 0), dict.fromkeys(runs, 0)
     queries, offset = list(queries), len(target.query)
     both = Split((*target.query.paths, *target.gallery.paths), np.concatenate([target.query.pids, target.gallery.pids]),
                  np.concatenate([target.query.camids, target.gallery.camids]))
@@ -651,11 +653,13 @@ def draw_rankings(
         for row, run in runs.items():
             top = top_matches(features[row], target, q, k)
             hits[row] += int(top["match"].sum())
+            seen[row] += len(top)
             colours = ["#333333", *(RIGHT if match else WRONG for match in top["match"])]
             lines.append((f"{row}: {int(top['match'].sum())} of {len(top)}", [q, *(top["gallery"] + offset)],
                           ["query", *(f"{c:.2f}" for c in top["cosine"])], colours))
             numbers.append(top.assign(configuration=row, query=target.query.paths[q].name, run=run.id))
-    words = [f"{row}: {n} right images among the first {k} of {len(queries)} queries." for row, n in hits.items()]
+    words = [f"{row}: {n} of {seen[row]} images are right (the first {k} of each of {len(queries)} queries)."
+             for row, n in hits.items()]
     return Drawn(draw_pictures(lines, both, k + 1), pd.concat(numbers), words)
 
 # %% ../../nbs/experiments/65_figures.ipynb #c5dca43d
@@ -666,11 +670,12 @@ def write_figure(
     drawn: Drawn, # picture, numbers and sentences
     runs: Iterable[Run], # that it shows
     note: str = "", # a further sentence
+    part: str = "", # what a part of the figure shows; empty: all of it
 ) -> str: # markdown: sentences and provenance
     "Write reports/PAPER/figN.md, .csv and .png."
     about = FIGURES[paper][int(number.strip("abc"))]
-    title = f"{paper.upper()}, Figure {number}: {about.title}"
+    title = f"{paper.upper()}, Figure {number}: {part or about.title}"
     parts = [*drawn.words, *filter(None, [note]), f"Published: *{about.says}*"]
     origin = table.write(f"{paper}/fig{number}", title, parts, drawn.numbers, list(runs), drawn.figure,
-                         f"{about.title}; the sentences below say what is to be seen")
+                         f"{part or about.title}; the sentences below say what is to be seen")
     return "\n\n".join([*parts, origin])

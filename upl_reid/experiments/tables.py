@@ -369,7 +369,7 @@ def in_words(
     interval = f"95 % interval {low:+.1f} to {high:+.1f}; {seeds} seed{'s' if seeds > 1 else ''}"
     fact = f"{name} is {abs(d):.1f} mAP {'above' if d > 0 else 'below'} {other} ({interval})"
     verdict = "evidence of a difference" if low > 0 or high < 0 else "no evidence of a difference"
-    if seeds == 1: return f"{fact}: {verdict} between these two trained models; another seed may say otherwise."
+    if seeds == 1: return f"{fact}: {verdict} between these two models; another seed may say otherwise."
     return f"{fact}: {verdict}."
 
 # %% ../../nbs/experiments/30_tables.ipynb #3f45f764
@@ -384,7 +384,7 @@ def differences_to_full(
         if row == full: continue
         difference = compare_map(group, runs[full, s, t])
         cells.setdefault(row, {})[s, t] = "{:+.1f} ({:+.1f} to {:+.1f})".format(*difference)
-        words.append(f"**{s}→{t}.** " + in_words(row[0].upper() + row[1:], f"the {full}", difference, len(group)))
+        words.append(f"**{s}→{t}.** " + in_words(f'"{row}"', f'"{full}"', difference, len(group)))
     return cells, words
 
 def add_differences(
@@ -597,10 +597,11 @@ def rank_in_words(
     place: dict, # one of `place_of_full`
     full: str = "upl", # what the full model is called
 ) -> str:
-    "Which rows without target identities are above the full model."
+    "Which rows without target identities have a higher mean mAP than the full model."
     above = place["above"]
-    better = f"{'; '.join(above)} {'are' if len(above) > 1 else 'is'} above {full}" if above else f"{full} is the best"
-    return f"Of the {place['free']} rows without target identities, {better}."
+    verb = "have" if len(above) > 1 else "has"
+    better = f"{'; '.join(above)} {verb} a higher mean mAP than {full}, by however little"
+    return f"Of the {place['free']} rows without target identities, {better if above else f'{full} has the highest'}."
 
 # %% ../../nbs/experiments/30_tables.ipynb #a5671306
 def standing_in_words(

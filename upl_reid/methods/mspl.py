@@ -372,7 +372,7 @@ class MSPL(MSPLLosses):
 
     @staticmethod
     def as_written() -> dict: # for `RunConfig.method_args`
-        "To the letter, as far as the paper says it: no averaged weights, a random classifier, four samples a core."
+        "As the paper writes it, but for the radius: no averaged weights, a random classifier, four samples a core."
         return dict(average=False, classifier="random", min_samples=4)
 
 # %% ../../nbs/methods/mspl.ipynb #6c5f9d62
