@@ -198,6 +198,27 @@ def test_copies_of_one_picture_are_one_person():
     assert I.identify(x, np.zeros(6, int), TOLD).names == ["person 1"]*6
 
 
+def test_more_copies_than_neighbours_are_one_person():
+    x, pids, camids = crowd(people=5, cameras=3, each=4)
+    x, pids, camids = (np.concatenate([a, np.repeat(a[:1], 60, 0)]) for a in (x, pids, camids))
+    names = I.identify(x, camids, TOLD).names
+    assert len(set(names[-60:])) == 1 and names[-1] == names[0] != UNKNOWN
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_copies_are_united_as_by_a_loop(seed):
+    rng = np.random.default_rng(seed)
+    x, labels = rng.integers(0, 3, (14, 2)).astype(np.float32), rng.integers(-1, 4, 14)
+    found = I.unite_copies(x, labels)
+    for i in range(14):
+        same = [j for j in range(14) if (x[j] == x[i]).all()]
+        sure = [labels[j] for j in same if labels[j] >= 0]
+        assert {found[j] for j in same} == {found[i]}
+        if len(same) == 1: assert found[i] == labels[i]
+        elif sure: assert sure.count(found[i]) == max(map(sure.count, sure))
+        else: assert found[i] > labels.max() and [j for j in range(14) if found[j] == found[i]] == same
+
+
 # ---------------------------------------------------------------- quality in loops
 
 @pytest.mark.parametrize("seed", range(6))
