@@ -511,7 +511,8 @@ def best_in_words(
     gains = ", ".join(f"{f['gain']:.1f}" for f in found)
     each = " (a number for each seed)" if len(found) > 1 else ""
     return (f"The best round of {row} is {gains} mAP above the last one{each}; to choose it takes the test's "
-            f"identities. A training that stops where this mAP first falls would end after {where} epochs{each}.")
+            f"identities. A training that stops where this mAP first falls keeps what it has after {where} "
+            f"epochs{each}.")
 
 # %% ../../nbs/experiments/65_figures.ipynb #71ebd68c
 def spread_rows(

@@ -6,9 +6,9 @@
 __all__ = ['DATA_SETS', 'LIKE', 'M2D', 'D2M', 'M2S', 'D2S', 'MARKET', 'MSMT', 'RANKS', 'P2LR_TABLE1', 'P2LR_TABLE2',
            'INCLR_TABLE1', 'MIXED_UP', 'INCLR_CORRECTED', 'INCLR_TABLE2', 'INCLR_TABLE3', 'CGC_TABLE1', 'CGC_TABLE2',
            'CGC_TABLE3', 'CMC', 'MSPL_TABLE1', 'MSPL_TABLE3', 'MSPL_TABLE4', 'MSPL_TABLE2', 'transfer_in_words',
-           'parse_rows', 'published_transfers', 'direction_in_words', 'heading_of', 'without_gaps', 'paper_sheets',
-           'measured_step', 'processors', 'published_step', 'steps_table', 'draw_differences', 'on_network',
-           'residual_network', 'cgc_networks', 'rank_by_each', 'inference_runs', 'has_weights']
+           'parse_rows', 'published_transfers', 'direction_in_words', 'heading_of', 'paper_sheets', 'measured_step',
+           'processors', 'published_step', 'steps_table', 'draw_differences', 'on_network', 'residual_network',
+           'cgc_networks', 'rank_by_each', 'inference_runs', 'has_weights']
 
 # %% ../../nbs/experiments/45_other_papers.ipynb #3538005a
 from collections.abc import Iterable
@@ -23,8 +23,8 @@ from ..data.splits import Domain
 from .config import PRESETS
 from .records import noted
 from .runs import plain_scores, Run, score_retrieval
-from upl_reid.experiments.tables import (add_differences, compare_map, Evaluation, one_direction, Table,
-    tabulate_runs, to_markdown)
+from .tables import (add_differences, compare_map, Evaluation, one_direction, Table,
+    tabulate_runs, to_markdown, without_gaps)
 from ..methods.inclr import inference_rows
 
 # %% ../../nbs/experiments/45_other_papers.ipynb #052e2775
@@ -262,14 +262,6 @@ def heading_of(
     source, target = direction
     beside = f" (published: *{transfer_in_words(transfer)}*)" if transfer else " (nothing published beside it)"
     return f"### {direction_in_words(source, target)}{beside}"
-
-def without_gaps(
-    table: pd.DataFrame, # of `one_direction`
-) -> pd.DataFrame:
-    "A direction's table without published rows that have no number in it."
-    marked = table["configuration"].str.startswith("*published")
-    empty = table.drop(columns="configuration").isin(["*-*", ""]).all(axis=1)
-    return table[~(marked & empty)]
 
 # %% ../../nbs/experiments/45_other_papers.ipynb #d92381b8
 def paper_sheets(

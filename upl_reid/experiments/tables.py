@@ -10,8 +10,8 @@ __all__ = ['INTERACTIVE', 'PARAMETERS', 'OPTIONAL', 'MEASURES', 'check_parameter
            'method_rows', 'outside_rows', 'rows_missing', 'training_inputs', 'setting_name', 'describe_rows',
            'rate_in_words', 'set_in_words', 'budget_in_words', 'Evaluation', 'plain_run', 'rank_again',
            'evaluate_again', 'rows_of_direction', 'place_of_full', 'share_in_words', 'rank_in_words',
-           'standing_in_words', 'evidence_in_words', 'one_direction', 'both_counts', 'images_per_pair', 'explain_total',
-           'started_from', 'all_runs', 'time_in_words', 'seeds_in_words', 'session_rows', 'code_rows',
+           'standing_in_words', 'evidence_in_words', 'one_direction', 'without_gaps', 'both_counts', 'images_per_pair',
+           'explain_total', 'started_from', 'all_runs', 'time_in_words', 'seeds_in_words', 'session_rows', 'code_rows',
            'provenance_table', 'write_report', 'to_markdown']
 
 # %% ../../nbs/experiments/30_tables.ipynb #cb27accf
@@ -653,6 +653,14 @@ def one_direction(
     prefix = f"{source}→{target} "
     columns = ["configuration", *(name for name in table if name.startswith(prefix))]
     return table[columns].rename(columns=lambda name: name.removeprefix(prefix))
+
+def without_gaps(
+    table: pd.DataFrame, # of `one_direction`
+) -> pd.DataFrame:
+    "A direction's table without published rows that have no number in it."
+    marked = table["configuration"].str.startswith("*published")
+    empty = table.drop(columns="configuration").isin(["*-*", ""]).all(axis=1)
+    return table[~(marked & empty)]
 
 # %% ../../nbs/experiments/30_tables.ipynb #f734dea4
 def both_counts(
