@@ -1098,7 +1098,8 @@ def own_camera_line(
     hits: "pd.DataFrame", # of `Gallery.search`
 ) -> list: # of at most one text line
     "What to do about queries without a hit whose own camera was left out unasked."
-    none = sum(bool(camera) for i, camera in enumerate(asked.without) if i not in set(hits["query"]))
+    found = set(hits["query"])
+    none = sum(bool(camera) for i, camera in enumerate(asked.without) if i not in found)
     if not none or a.without: return []
     return [f"{none:,} of {len(asked.paths):,} have no hit outside their own camera; --same-camera searches it too"]
 

@@ -92,7 +92,7 @@ def test_standing_by_hand(tmp_path, newcomer):
     assert place["gap"] == pytest.approx((5, 5, 5))
     words = standing_in_words(place)
     assert "80 % of the way" in words and "oracle - 3: does not hold, 7.0 mAP short" in words
-    assert "lie 15.0 mAP. " in words and "hybrid is above upl" in words
+    assert "lie 15.0 mAP. " in words and "hybrid has a higher mean mAP than upl" in words
 
 
 def test_what_is_built_on_a_further_method_is_no_baseline(tmp_path):
