@@ -19,7 +19,7 @@ __all__ = ['core', 'MARK', 'PRESET_NAMES', 'CROPS', 'MODEL', 'DEVICE', 'PATTERN'
            'as_path', 'make_parser', 'print_text', 'to_json_value', 'warning_line', 'main']
 
 # %% ../nbs/cli.ipynb #98318773
-import argparse, hashlib, json, math, numbers, os, shlex, shutil, sys, tempfile, unicodedata, warnings
+import argparse, json, math, numbers, os, shlex, shutil, sys, tempfile, unicodedata, warnings
 from pathlib import Path
 from typing import Any, Callable, Iterable, NamedTuple, TYPE_CHECKING
 
@@ -202,6 +202,7 @@ def training_people(
     parts = data.split_identities(source, experiments.PRESETS[config.preset].held, config.seed)
     return dict(zip(("people", "held"), (len(set(part.pids.tolist())) for part in parts)))
 
+# %% ../nbs/cli.ipynb #spl18pre
 def pretrain(
     a: argparse.Namespace, # parsed arguments
 ) -> tuple: # dict for JSON, text, exit code
@@ -469,8 +470,8 @@ def copied_queries(
     table = images.assign(number=data.camera_numbers(images)[1], size=[os.path.getsize(p) for p in images.path])
     q, g = (table[table.split == name] for name in ("query", "gallery"))
     q, g = q[q["size"].isin(g["size"])], g[g["size"].isin(q["size"])]
-    digest = {p: hashlib.sha256(Path(p).read_bytes()).digest() for p in {*q.path, *g.path}}
-    cameras: dict[bytes, set] = {}
+    files = list({*q.path, *g.path})
+    digest, cameras = dict(zip(files, core.file_digests(files))), dict[str, set]()
     for path, camera in zip(g.path, g.number): cameras.setdefault(digest[path], set()).add(camera)
     found = [path for path, camera in zip(q.path, q.number) if cameras.get(digest[path], set()) - {camera}]
     if not found: return []
@@ -478,6 +479,7 @@ def copied_queries(
     return [f"{len(found):,} {are} also in the gallery, byte for byte, as a picture of another camera, first {one}; "
             "finding a copy is no finding of a person: remove the copies"]
 
+# %% ../nbs/cli.ipynb #spl18lis
 def listing_notes(
     images: "pd.DataFrame", # of `list_images`
     root: str | Path, # folder or table that they are of
@@ -1092,6 +1094,7 @@ def _hits_in_words(
         if len(found): text += [f"  {line}" for line in as_lines(found[shown])]
     return text
 
+# %% ../nbs/cli.ipynb #spl18own
 def own_camera_line(
     a: argparse.Namespace, # parsed arguments
     asked: Asked, # what was searched for

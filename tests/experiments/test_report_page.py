@@ -532,6 +532,15 @@ def test_reports_of_other_settings_have_a_page_of_their_own(bench, monkeypatch):
     assert 'id="table5"' in text and 'id="p2lr-table6"' in text and text.count("../../../_site/nbs/table") == 2
 
 
+@pytest.mark.parametrize("page, up", [("reports", ".."), ("reports/local/mine", "../../..")])
+@pytest.mark.parametrize("project", ["local", "local/reports/mine"])
+def test_links_lead_to_the_project_whatever_its_folder_is_called(tmp_path, project, page, up):
+    folder = tmp_path/project/page
+    link = report_page.to_html("[how](../nbs/table5.ipynb)", folder, "table5")
+    inner = report_page.to_html("[how](../../nbs/table5.ipynb)", folder/"p2lr", "p2lr/table1")
+    assert f'"{up}/_site/nbs/table5.html"' in link and f'"{up}/_site/nbs/table5.html"' in inner
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_ctrl_c_begins_no_further_notebook(bench, monkeypatch, jobs):
     begun, pressed = [], threading.Event()

@@ -210,6 +210,7 @@ def without_cameras(
     "The features to cluster. Raises `DataError` as `camera_center` and `check_directions`."
     return check_directions(camera_center(features, camids)) if center else features
 
+# %% ../../nbs/components/20_clustering.ipynb #spl18dir
 def cluster_directed(
     points, # (N, d)
     cluster: Callable, # (n, d) -> (n,) labels, -1: noise

@@ -21,6 +21,7 @@ TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSP
          7: "TRANSVERSE", 8: "ROTATE_90"} # EXIF's orientation, and the transposition that undoes it
 warnings.filterwarnings("ignore", ".*corrupt EXIF data", module=r"PIL\.") # names no file, and the pixels are whole
 
+# %% ../../nbs/data/10_decoding.ipynb #spl18upr
 def upright_rgb(
     image: Image.Image, # as opened
 ) -> Image.Image: # RGB

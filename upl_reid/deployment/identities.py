@@ -385,6 +385,7 @@ def parquet_lines(
     for number, row in enumerate(table.to_pylist(), 1):
         yield number, {name: "" if value is None else str(value) for name, value in row.items()}, ""
 
+# %% ../../nbs/deployment/50_identities.ipynb #spl18par
 def parquet_columns(
     path: Path, # a file
 ) -> list: # of names; empty for a gallery, and for a file of another kind

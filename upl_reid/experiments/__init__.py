@@ -80,7 +80,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
         "judge_correlation", "judge_contradiction", "percent_readings", "rounds_to", "text_against_table",
         "judge_level", "wrong_share", "claims_table", "claims_numbers"],
     "report_page": ["TABLES", "PAPERS", "NOTEBOOKS", "TIMED", "REPORTS", "MAIN", "report_names", "in_order",
-        "notebook_path", "find_notebook", "is_number", "embed_picture", "anchor_of", "ReportRenderer",
+        "notebook_path", "way_up", "find_notebook", "is_number", "embed_picture", "anchor_of", "ReportRenderer",
         "align_numbers", "table_cell", "table_box", "to_html", "split_report", "provenance_value", "notebook_of",
         "files_of", "report_section", "count_verdicts", "first_words", "main_rows", "reports_page",
         "check_notebooks", "page_folders", "execute_notebook", "make_reports"],

@@ -173,6 +173,7 @@ def class_source(
         own = {k: v for k, v in vars(cls).items() if not k.startswith("__") or inspect.isfunction(v)}
         return "\n".join(member_source(k, own[k]) for k in sorted(own))
 
+# %% ../../nbs/experiments/00_config.ipynb #spl18src
 def whole_source(
     cls: type, # of a method
 ) -> str:

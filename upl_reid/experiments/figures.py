@@ -646,22 +646,21 @@ def draw_rankings(
 ) -> Drawn:
     "The first images that each run finds for some queries; green frames for the query's person, red for others."
     features = {row: run.test_features() for row, run in runs.items()}
-    lines, numbers, hits, seen = [], [], dict.fromkeys(runs, 0), dict.fromkeys(runs, 0)
+    lines, numbers = [], []
     queries, offset = list(queries), len(target.query)
     both = Split((*target.query.paths, *target.gallery.paths), np.concatenate([target.query.pids, target.gallery.pids]),
                  np.concatenate([target.query.camids, target.gallery.camids]))
     for q in queries:
         for row, run in runs.items():
             top = top_matches(features[row], target, q, k)
-            hits[row] += int(top["match"].sum())
-            seen[row] += len(top)
             colours = ["#333333", *(RIGHT if match else WRONG for match in top["match"])]
             lines.append((f"{row}: {int(top['match'].sum())} of {len(top)}", [q, *(top["gallery"] + offset)],
                           ["query", *(f"{c:.2f}" for c in top["cosine"])], colours))
             numbers.append(top.assign(configuration=row, query=target.query.paths[q].name, run=run.id))
-    words = [f"{row}: {n} of {seen[row]} images are right (the first {k} of each of {len(queries)} queries)."
-             for row, n in hits.items()]
-    return Drawn(draw_pictures(lines, both, k + 1), pd.concat(numbers), words)
+    frame = pd.concat(numbers)
+    words = [f"{row}: {int(match.sum())} of {len(match)} images are right (the first {k} of each of {len(queries)} "
+             "queries)." for row, match in frame.groupby("configuration", sort=False)["match"]]
+    return Drawn(draw_pictures(lines, both, k + 1), frame, words)
 
 # %% ../../nbs/experiments/65_figures.ipynb #c5dca43d
 def write_figure(

@@ -185,7 +185,7 @@ class Table(TableStarts):
         "Write the report (title, figure, parts, provenance) to the place that `report_folder` gives."
         origin = provenance_table(runs, time.perf_counter() - self.started, self.preset)
         picture = [f"![{caption}]({Path(name).name}.png)"] if figure is not None else []
-        told = rows_missing(all_runs(runs))
+        told = rows_missing(map(plain_run, runs))
         text = "\n\n".join([f"# {title}", *picture, *told, *parts, "## Provenance", origin])
         if told: print(*told)
         write_report(name, self.reports, text, numbers, figure, made=self.made, runs=runs)
@@ -759,13 +759,15 @@ def code_rows(
 ) -> dict: # "code of METHOD" -> text, for methods from outside the package
     "By which code the runs of one's own methods were trained, and whether it is the present one."
     rows = {}
-    for method in sorted({r.config.method for r in runs if present_code(r.config)}):
+    for method in sorted({r.config.method for r in runs}):
         own = [r for r in runs if r.config.method == method]
-        now = present_code(own[0].config)["digest"]
+        if not (code := present_code(own[0].config)): continue
+        now = code["digest"]
         then = sorted({digest for r in own for digest in r.code_digests or ["not stored"]})
         rows[f"code of {method}"] = ", ".join(then) + ("" if then == [now] else f"; now it is {now}")
     return rows
 
+# %% ../../nbs/experiments/30_tables.ipynb #spl18pro
 def provenance_table(
     runs: list, # of Run that the report is made of; empty if it needs none
     seconds: float, # wall time of the notebook

@@ -210,6 +210,7 @@ def check_losses(
         raise ConfigError(f"{who}.losses gave nothing that depends on the network ({', '.join(losses) or 'no loss'}); "
                           f"{form} made from the features")
 
+# %% ../../nbs/training/20_loop.ipynb #spl18stp
 def train_step(
     method: Method, # trained in place
     batch: Batch, # of this step

@@ -459,8 +459,8 @@ def check_name(
 
     The same class, defined again or imported after its notebook has defined it, is no other class."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][\w.-]*", name) or name == "pretrain":
-        raise ConfigError(f"{name!r} cannot name a method; take a letter and then letters, digits, - or _, and not "
-                          "pretrain")
+        raise ConfigError(f"{name!r} cannot name a method; take a letter and then letters, digits, dots, - or _, "
+                          "and not pretrain")
     taken = METHODS.get(name, cls)
     modules = {taken.__module__, cls.__module__} - {"__main__"}
     if taken.__qualname__ != cls.__qualname__ or len(modules) > 1:
